@@ -1,0 +1,1 @@
+"""Reference torch models, each with `build()`, `data()` and `train()`; installed as `onnxcomp_models`."""

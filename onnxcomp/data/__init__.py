@@ -1,0 +1,10 @@
+"""Real inputs for calibration, judgement and benchmarks: arrays by input name, in batches, with labels.
+
+Quality is never judged on random inputs: `Batches.random` marks seeded noise, and calibration and
+accuracy refuse it.
+"""
+
+from onnxcomp.data.batches import Batch, Batches
+from onnxcomp.data.sources import Source, open_source
+
+__all__ = ["Batch", "Batches", "Source", "open_source"]

@@ -1,0 +1,226 @@
+"""Where samples come from: files, folders of shards, functions, seeded noise.
+
+A source yields shards: dictionaries of arrays whose first axis counts samples, and `labels` where
+there are some. Only one shard is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.errors import DataError, LimitError, UsageError, from_os_error
+from onnxcomp.model import InputSpec
+
+Shard = Mapping[str, np.ndarray]
+
+LABELS = "labels"
+
+#: an .npz that unfolds beyond this ratio and size is a bomb, not data
+_MAX_RATIO = 200
+_SMALL_ENOUGH = 64 << 20
+
+
+class Source:
+    """A re-iterable stream of shards.
+
+    Attributes:
+        name: what the user asked for, for messages and records.
+        random: whether the samples are noise.
+    """
+
+    def __init__(
+        self, name: str, shards: Callable[[], Iterable[Shard]], *, random: bool = False
+    ) -> None:
+        self.name, self._shards, self.random = name, shards, random
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._shards())
+
+
+def open_source(
+    spec: str | os.PathLike[str],
+    inputs: tuple[InputSpec, ...],
+    *,
+    batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
+) -> Source:
+    """The source that a `--data` argument names.
+
+    Args:
+        spec: an `.npz`, an `.npy` (models with one input), a folder of these, `FILE.py:fn` or
+            `module:fn` (a function that returns or yields dictionaries of arrays), or
+            `random:N[:SEED]`.
+        inputs: the model's inputs; noise is made for these, an `.npy` is named after the first.
+        batch: size that noise gives a symbolic first axis.
+        sizes: sizes of other symbolic axes, for noise.
+
+    Raises DataError, OutputError (unreadable), LimitError (an .npz bomb), UsageError.
+    """
+    text = os.fspath(spec)
+    if text.startswith("random:"):
+        return _random(text, inputs, batch, sizes or {})
+    path = Path(text)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy"))
+        if not files:
+            raise DataError("the folder holds no .npz or .npy", where=path)
+        return Source(text, lambda: (_read(f, inputs) for f in files))
+    if path.suffix in (".npz", ".npy"):
+        return Source(text, lambda: iter([_read(path, inputs)]))
+    if ":" in text:
+        return Source(text, lambda: _shards_of(load_attribute(text), text))
+    if not path.exists():
+        raise DataError("no such data", where=text, hint="a .npz, .npy, folder, FILE.py:fn or random:N")
+    raise DataError(
+        f"unknown kind of data '{path.suffix or path.name}'",
+        where=text,
+        hint="a .npz, .npy, folder, FILE.py:fn or random:N",
+    )
+
+
+def from_arrays(arrays: Shard | Iterable[Shard], name: str = "arrays") -> Source:
+    """A source of arrays in memory: one dictionary, or several as shards."""
+    shards = [arrays] if isinstance(arrays, Mapping) else list(arrays)
+    return Source(name, lambda: shards)
+
+
+def load_attribute(target: str) -> Any:
+    """What `FILE.py:attr` or `module:attr` names. It runs the user's code; only for what they typed.
+
+    Raises UsageError when the module, file or attribute is not there.
+    """
+    place, _, attribute = target.rpartition(":")
+    if not place or not attribute:
+        raise UsageError("not of the form FILE.py:name or module:name", where=target)
+    try:
+        if place.endswith(".py"):
+            path = Path(place).absolute()
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            if not path.is_file() or spec is None or spec.loader is None:
+                raise UsageError("no such file", where=place)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(path.stem, module)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"cannot import '{error.name}'", where=target, hint="is it installed?") from error
+    value: Any = module
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            raise UsageError(f"'{place}' has no '{attribute}'", where=target)
+        value = getattr(value, part)
+    return value
+
+
+def _read(path: Path, inputs: tuple[InputSpec, ...]) -> Shard:
+    try:
+        if path.suffix == ".npy":
+            if len(inputs) != 1:
+                raise DataError(
+                    f"an .npy serves models with one input, this one has {len(inputs)}",
+                    where=path,
+                    hint="use an .npz with an array per input: " + ", ".join(i.name for i in inputs),
+                )
+            return {inputs[0].name: np.load(path, mmap_mode="r", allow_pickle=False)}
+        _refuse_bomb(path)
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        if error.errno is None:
+            raise DataError("the file is damaged", where=path) from error
+        raise from_os_error(error, path) from error
+    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        hint = "arrays of objects (pickles) are never read" if "pickle" in str(error) else None
+        raise DataError(f"not a readable numpy file: {error}", where=path, hint=hint) from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        unfolded = sum(info.file_size for info in archive.infolist())
+    packed = max(path.stat().st_size, 1)
+    if unfolded > _SMALL_ENOUGH and unfolded / packed > _MAX_RATIO:
+        raise LimitError(
+            f"the .npz unfolds to {unfolded} bytes, {unfolded // packed} times its size",
+            where=path,
+            hint=f"more than {_MAX_RATIO} times looks like a bomb; save it uncompressed if you trust it",
+        )
+
+
+def _shards_of(fn: Any, name: str) -> Iterator[Shard]:
+    made = fn() if callable(fn) else fn
+    for shard in [made] if isinstance(made, Mapping) else made:
+        if not isinstance(shard, Mapping):
+            raise DataError(
+                f"the function gave a {type(shard).__name__}, not a dictionary of arrays", where=name
+            )
+        yield {key: np.asarray(value) for key, value in shard.items()}
+
+
+def _random(
+    text: str, inputs: tuple[InputSpec, ...], batch: int, sizes: Mapping[str, int]
+) -> Source:
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(p.isdigit() for p in parts[1:]):
+        raise UsageError("not of the form random:N or random:N:SEED", where=text)
+    count, seed = int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
+    if count < 1:
+        raise DataError("no samples asked for", where=text)
+    shapes = {spec.name: _noise_shape(spec, batch, sizes) for spec in inputs}
+    unknown = set(sizes) - {d for spec in inputs for d in spec.shape or () if isinstance(d, str)}
+    if unknown:
+        raise UsageError(
+            f"no input has a symbolic axis '{sorted(unknown)[0]}'", where="--shape"
+        )
+    names = [spec.name for spec in inputs]
+
+    def shards() -> Iterator[Shard]:
+        generator = np.random.default_rng(seed)
+        for _ in range(count):
+            # one more axis than the input: each sample is one whole run
+            yield {
+                name: _noise(generator, spec, shapes[name])[np.newaxis]
+                for name, spec in zip(names, inputs, strict=True)
+            }
+
+    return Source(text, shards, random=True)
+
+
+def _noise_shape(spec: InputSpec, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    if spec.shape is None:
+        raise UsageError("the input's rank is unknown", where=f"input {spec.name}", hint="give --data")
+    shape = []
+    for axis, dim in enumerate(spec.shape):
+        if isinstance(dim, int):
+            shape.append(dim)
+        elif isinstance(dim, str) and dim in sizes:
+            shape.append(sizes[dim])
+        elif axis == 0:
+            shape.append(batch)
+        else:
+            raise UsageError(
+                f"axis {axis} of the input is symbolic ('{dim}') and has no size",
+                where=f"input {spec.name}",
+                hint=f"give --shape {dim or 'NAME'}=N, or --data",
+            )
+    return tuple(shape)
+
+
+def _noise(generator: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> np.ndarray:
+    if spec.dtype == "string":
+        return np.full(shape, "", dtype=object)
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        return generator.standard_normal(math.prod(shape)).reshape(shape).astype(dtype)
+    # 0 and 1 are in range for ids, masks and flags alike
+    return generator.integers(0, 2, shape).astype(dtype)

@@ -1,0 +1,282 @@
+"""Write a model whole or not at all (after ALICE, Pillai et al., OSDI 2014).
+
+Everything is written into a private folder on the target's file system, synced, re-read and
+verified; external data gets a name that holds its content's hash, so the renaming of the `.onnx`
+is the one commit point: before it the old output is whole, after it the new one is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import onnx_ir as ir
+
+from onnxcomp.errors import InvalidModelError, OutputError, UsageError, from_os_error
+from onnxcomp.model import external
+from onnxcomp.model.fingerprint import ModelFile, fingerprint
+from onnxcomp.model.load import read_proto, restore_map_types
+
+#: initializer bytes above which the weights go into a file of their own
+EXTERNAL_ABOVE = 1 << 30
+
+_PREFIX = ".onnxcomp-stage-"
+_ALIGN = 4096  # so that the runtime can map each tensor
+_SMALL = 1024  # tensors below this stay in the .onnx, where shape inference can see them
+_ABANDONED = 3600.0  # seconds after which a stage folder without an owner is litter
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """A private folder beside the target; what it holds is published by renaming."""
+
+    folder: Path
+    target: Path
+
+
+@contextlib.contextmanager
+def stage(target: Path, *, force: bool = False, inputs: tuple[Path, ...] = ()) -> Iterator[Staged]:
+    """A private folder on the target's file system, removed in the end; litter of killed runs goes too.
+
+    Raises UsageError when the target is one of `inputs`, OutputError when it exists (without
+    `force`), is a folder, or cannot be written.
+    """
+    refuse_target(target, force=force, inputs=inputs)
+    parent = target.absolute().parent
+    try:
+        _sweep(parent)
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    except OSError as error:
+        raise from_os_error(error, parent) from error
+    try:
+        with (folder / "owner").open("w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Staged(folder, target)
+    except OSError as error:
+        raise from_os_error(error, target) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(
+    model: ir.Model,
+    target: str | os.PathLike[str],
+    *,
+    verify: Callable[[Path], None],
+    force: bool = False,
+    inputs: tuple[Path, ...] = (),
+    record: Callable[[ModelFile], bytes] | None = None,
+    external_above: int = EXTERNAL_ABOVE,
+) -> ModelFile:
+    """Write `model` to `target` (and `target.record.json`) atomically.
+
+    Args:
+        model: saved as it is; its tensors stream to the disk one by one.
+        target: path of the `.onnx` file.
+        verify: called with the staged file; what it raises stops the publication.
+        force: replace an existing output.
+        inputs: files that must not be overwritten.
+        record: makes the record's bytes from the finished file.
+        external_above: initializer bytes above which weights go to `STEM.HASH.data`.
+
+    Raises OutputError (exists, disk full, permission), UsageError (in == out).
+    """
+    target = Path(target)
+    with stage(target, force=force, inputs=inputs) as staged:
+        path = write_to(model, staged.folder, target.stem, external_above=external_above)
+        verify(path)
+        made = fingerprint(path)
+        done = dataclasses.replace(made, path=str(target))
+        if record is not None:
+            note = staged.folder / record_path(target).name
+            _write(note, record(done))
+        _commit(staged, path, made, force=force)
+    return done
+
+
+def record_path(target: Path) -> Path:
+    """Where the record of an output lies: `OUT.record.json`."""
+    return target.with_name(target.name + ".record.json")
+
+
+def write_to(
+    model: ir.Model, folder: Path, stem: str, *, external_above: int = EXTERNAL_ABOVE
+) -> Path:
+    """Write `STEM.onnx` (and `STEM.HASH.data`) into an existing folder; same model, same bytes.
+
+    Raises OutputError when the disk is full.
+    """
+    held = [v for graph in model.graphs() for v in graph.initializers.values()]
+    total = sum(v.const_value.nbytes for v in held if v.const_value is not None)
+    try:
+        if shutil.disk_usage(folder).free < total:
+            raise OutputError(
+                f"the disk is full: {total} bytes are needed",
+                where=folder,
+                hint="free some space, or write to another disk with -o",
+            )
+        if total > external_above:
+            model = model.clone()
+            _externalize(model, folder, stem)
+        proto = ir.to_proto(model)
+        restore_map_types(model, proto)
+        try:
+            data = proto.SerializeToString(deterministic=True)
+        except ValueError as error:
+            raise InvalidModelError(
+                f"the model cannot be written: {error}", hint="more than 2 GiB outside of initializers"
+            ) from error
+        path = folder / f"{stem}.onnx"
+        _write(path, data)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+    return path
+
+
+def write_file(target: Path, data: bytes, *, force: bool = False) -> None:
+    """Write any other output (a report, a result) atomically, by the same rules."""
+    with stage(target, force=force) as staged:
+        path = staged.folder / "file"
+        _write(path, data)
+        _move(path, target, force=force)
+        _sync_folder(target.absolute().parent)
+
+
+def refuse_target(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """The checks of `stage`, to fail before any work is done."""
+    for source in inputs:
+        same = target.exists() and source.exists() and os.path.samefile(target, source)
+        if same or target.absolute() == source.absolute():
+            raise UsageError("output and input are the same file", where=target, hint="choose another -o")
+    if target.is_dir():
+        raise OutputError("the output is a folder", where=target, hint="name a file with -o")
+    if os.path.lexists(target) and not force:
+        raise OutputError("the output exists", where=target, hint="choose another -o, or add --force")
+    if not target.absolute().parent.is_dir():
+        raise OutputError("the output's folder does not exist", where=target.parent, hint="create it first")
+
+
+def _externalize(model: ir.Model, folder: Path, stem: str) -> None:
+    """Stream large initializers into one data file and point the (cloned) model at it."""
+    draft = folder / "draft.data"
+    digest = hashlib.sha256()
+    spans: list[tuple[ir.Value, ir.TensorProtocol, int, int]] = []
+    with draft.open("wb") as file:
+        sink = _HashingFile(file, digest)
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < _SMALL or tensor.dtype == ir.DataType.STRING:
+                    continue
+                sink.write(b"\0" * (-sink.size % _ALIGN))
+                start = sink.size
+                sink.write(tensor.tobytes())
+                spans.append((value, tensor, start, sink.size - start))
+        file.flush()
+        os.fsync(file.fileno())
+    name = f"{stem}.{digest.hexdigest()[:16]}.data"
+    draft.rename(folder / name)
+    for value, tensor, offset, length in spans:
+        value.const_value = ir.ExternalTensor(
+            name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=tensor.name or value.name or "",
+            base_dir=folder,
+        )
+
+
+class _HashingFile:
+    """Counts and hashes what is written."""
+
+    def __init__(self, file: IO[bytes], digest: hashlib._Hash) -> None:
+        self._file, self._digest, self.size = file, digest, 0
+
+    def write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+        self.size += len(data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _commit(staged: Staged, path: Path, made: ModelFile, *, force: bool) -> None:
+    """Data first, then the record, the `.onnx` last; then drop data files that only the old output used."""
+    target = staged.target
+    parent = target.absolute().parent
+    old = _own_data(target) if force else set()
+    for name, _, _ in made.external:
+        os.replace(staged.folder / name, parent / name)
+    note = staged.folder / record_path(target).name
+    if note.exists():
+        os.replace(note, parent / note.name)
+    _sync_folder(parent)
+    _move(path, target, force=force)
+    _sync_folder(parent)
+    for name in old - {name for name, _, _ in made.external}:
+        (parent / name).unlink(missing_ok=True)
+
+
+def _own_data(target: Path) -> set[str]:
+    """External data files of an earlier output that carry our naming."""
+    if not target.is_file():
+        return set()
+    try:
+        names = external.locations(read_proto(target))
+    except InvalidModelError:
+        return set()  # what is replaced may be anything
+    return {n for n in names if re.fullmatch(re.escape(target.stem) + r"\.[0-9a-f]{16}\.data", n)}
+
+
+def _move(path: Path, target: Path, *, force: bool) -> None:
+    if force:
+        os.replace(path, target)
+        return
+    try:
+        os.link(path, target)  # unlike a rename it fails where the target appeared meanwhile
+        path.unlink()
+    except FileExistsError as error:
+        raise OutputError("the output exists", where=target, hint="add --force to replace it") from error
+    except OSError:
+        os.replace(path, target)  # a file system without hard links
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove stage folders whose process is gone: their owner file is not locked any more."""
+    for folder in parent.glob(_PREFIX + "*"):
+        try:
+            with (folder / "owner").open("r") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # its process lives
+        except FileNotFoundError:
+            if folder.exists() and time.time() - folder.stat().st_mtime < _ABANDONED:
+                continue  # just being made
+        except OSError:
+            continue  # not ours to judge
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,342 @@
+"""ONNX Runtime sessions that do what they were asked, or say why not.
+
+ORT itself accepts misspelt configuration keys, and falls back to the CPU where a provider is
+missing. Here both are errors. A file is scanned before ORT sees it (`onnxcomp.model`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from onnxcomp import model as models
+from onnxcomp.errors import (
+    DataError,
+    InvalidModelError,
+    LimitError,
+    OnnxcompError,
+    ProviderError,
+    UnsupportedError,
+    UsageError,
+    nearest,
+)
+from onnxcomp.model import InputSpec, Signature
+
+#: an array, or a list of these, or a dict (ZipMap): what one output of a session can be
+Output = Any
+
+#: our short names of execution providers
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+
+#: configuration entries of ORT 1.28 to 1.32 that are meant for users; it accepts any other without a word
+CONFIG_KEYS: frozenset[str] = frozenset(
+    {
+        "ep.context_enable",
+        "ep.context_file_path",
+        "memory.enable_memory_arena_shrinkage",
+        "mlas.disable_kleidiai",
+        "optimization.constant_folding_max_output_size_in_bytes",
+        "optimization.disable_specified_optimizers",
+        "optimization.enable_cast_chain_elimination",
+        "optimization.enable_gelu_approximation",
+        "session.disable_aot_function_inlining",
+        "session.disable_cpu_ep_fallback",
+        "session.disable_double_qdq_remover",
+        "session.disable_prepacking",
+        "session.disable_quant_qdq",
+        "session.dynamic_block_base",
+        "session.enable_dq_matmulnbits_fusion",
+        "session.enable_quant_qdq_cleanup",
+        "session.force_spinning_stop",
+        "session.graph_optimizations_loop_level",
+        "session.inter_op.allow_spinning",
+        "session.intra_op.allow_spinning",
+        "session.intra_op.spin_duration_us",
+        "session.intra_op_thread_affinities",
+        "session.qdq_matmulnbits_accuracy_level",
+        "session.qdq_matmulnbits_block_size",
+        "session.qdqisint8allowed",
+        "session.record_ep_graph_assignment_info",
+        "session.save_external_prepacked_constant_initializers",
+        "session.set_denormal_as_zero",
+        "session.strict_shape_type_inference",
+        "session.use_device_allocator_for_initializers",
+        "session.use_env_allocators",
+        "session.x64quantprecision",
+    }
+)
+
+_LEVELS = {
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+#: folding stops here, so that a model of a few kilobytes cannot grow to gigabytes at load
+_FOLDING_CAP = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """How a session runs.
+
+    Attributes:
+        threads: intra-op threads; 0 leaves the choice to ORT.
+        optimization: ORT's graph optimization: 'disable', 'basic', 'extended' or 'all'.
+        config: configuration entries; only keys in `CONFIG_KEYS`.
+        disabled_optimizers: names of single ORT optimizers to switch off.
+    """
+
+    threads: int = 1
+    optimization: str = "all"
+    config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    disabled_optimizers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.optimization not in _LEVELS:
+            raise UsageError(
+                f"unknown optimization '{self.optimization}'",
+                hint=nearest(self.optimization, _LEVELS) or f"one of {', '.join(_LEVELS)}",
+            )
+        if self.threads < 0:
+            raise UsageError("threads must not be negative", where=f"threads={self.threads}")
+        for key in self.config:
+            if key not in CONFIG_KEYS:
+                raise UsageError(
+                    f"unknown session option '{key}'",
+                    where="config",
+                    hint=nearest(key, CONFIG_KEYS) or "see onnxcomp.runtime.CONFIG_KEYS",
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """An ORT session together with what it was made from.
+
+    Attributes:
+        ort: the `onnxruntime.InferenceSession`.
+        path: the model file.
+        signature: the inputs and outputs, without overridable initializers.
+        provider: short name of the first provider in use.
+    """
+
+    ort: ort.InferenceSession
+    path: Path
+    signature: Signature
+    provider: str
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Output]:
+        """Run once: {output name: array}. Raises DataError when ORT refuses the feeds."""
+        try:
+            values = self.ort.run(None, dict(feeds))
+        except Exception as error:  # noqa: BLE001 - ORT raises a dozen unrelated classes; all become typed
+            raise _translate(error, self.path, running=True) from error
+        return {spec.name: v for spec, v in zip(self.signature.outputs, values, strict=True)}
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    *,
+    provider: str = "cpu",
+    settings: SessionSettings | None = None,
+) -> Session:
+    """Create a session on exactly this provider.
+
+    Args:
+        path: an `.onnx` file; it is scanned first, as `onnxcomp.model.load` does.
+        provider: a short name of `PROVIDERS`. The CPU stands behind it for the nodes that it
+            cannot take, but a provider that takes none at all is an error.
+        settings: see `SessionSettings`.
+
+    Raises InvalidModelError, UnsafeModelError, UnsupportedError (an operator this build does not
+    have), ProviderError (naming what is there), OutputError.
+    """
+    file = Path(path)
+    proto = models.read_proto(file)
+    source: str | bytes = str(file)
+    options = _options(settings or SessionSettings())
+    if not models.is_normal(proto):
+        models.normalize(proto)
+        source = proto.SerializeToString()
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(file.absolute().parent)
+        )
+    del proto
+    wanted = _providers(provider)
+    try:
+        session = ort.InferenceSession(source, options, providers=wanted)
+    except Exception as error:  # noqa: BLE001 - ORT raises a dozen unrelated classes; all become typed
+        raise _translate(error, file, running=False) from error
+    if session.get_providers()[0] != wanted[0]:
+        raise ProviderError(
+            f"ORT did not use {wanted[0]}, it fell back to {session.get_providers()[0]}",
+            where=file,
+            hint="run 'onnxcomp doctor'",
+        )
+    return Session(session, file, _session_signature(session), provider)
+
+
+def run_batches(session: Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Output]]:
+    """Run one set of feeds after the other."""
+    for feed in feeds:
+        yield session.run(feed)
+
+
+def check_loads(path: Path) -> None:
+    """Load the file and, where its input sizes are known, run it once on zeros.
+
+    The last check before a file is published. Raises what `open_session` raises; a model whose
+    inputs cannot be made up (symbolic axes beyond the first, strings) is loaded only.
+    """
+    session = open_session(path)
+    feeds = {}
+    for spec in session.signature.inputs:
+        array = _zeros(spec)
+        if array is None:
+            return
+        feeds[spec.name] = array
+    try:
+        session.run(feeds)
+    except DataError:
+        return  # zeros may be out of the model's domain; that it loads is what counts
+
+
+def available_providers() -> tuple[str, ...]:
+    """Short names of the providers that this ORT build has."""
+    full = ort.get_available_providers()
+    return tuple(short for short, name in PROVIDERS.items() if name in full)
+
+
+@functools.cache
+def ort_distributions() -> tuple[str, ...]:
+    """'name version' of every installed distribution that provides the package `onnxruntime`.
+
+    More than one is a broken environment: the wheels overwrite each other's files.
+    """
+    names = metadata.packages_distributions().get("onnxruntime", [])
+    return tuple(sorted(f"{name} {metadata.version(name)}" for name in set(names)))
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """CPU feature flags that decide over int8 speed and exactness, in Linux's spelling."""
+    wanted = {"avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    found = re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(found[0].split()) & wanted if found else frozenset()
+
+
+def saturates_int8() -> bool:
+    """Whether this CPU's u8 x s8 kernels can saturate: x86 without VNNI (ORT issues 5849, 14642)."""
+    flags = cpu_features()
+    return "avx" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def _providers(provider: str) -> list[str]:
+    if provider not in PROVIDERS:
+        raise UsageError(
+            f"unknown provider '{provider}'",
+            hint=nearest(provider, PROVIDERS) or f"one of {', '.join(PROVIDERS)}",
+        )
+    full, there = PROVIDERS[provider], ort.get_available_providers()
+    if full not in there:
+        raise ProviderError(
+            f"this onnxruntime build has no {full}",
+            where=", ".join(ort_distributions()),
+            hint=f"there are: {', '.join(there)}; pip install 'onnxcomp[gpu]' brings CUDA",
+        )
+    return [full] if provider == "cpu" else [full, PROVIDERS["cpu"]]
+
+
+def _options(settings: SessionSettings) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = _LEVELS[settings.optimization]
+    options.log_severity_level = 3  # errors only; what matters comes as an exception
+    entries = {"optimization.constant_folding_max_output_size_in_bytes": str(_FOLDING_CAP)}
+    entries.update(settings.config)
+    if settings.disabled_optimizers:
+        entries["optimization.disable_specified_optimizers"] = ";".join(settings.disabled_optimizers)
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+_ORT_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "bool": "bool",
+    "string": "string",
+    "bfloat16": "bfloat16",
+    **{f"{u}int{b}": f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)},
+}
+
+
+def _session_signature(session: ort.InferenceSession) -> Signature:
+    def spec(arg: ort.NodeArg) -> InputSpec:
+        match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+        if match is None:
+            return InputSpec(arg.name, arg.type.split("(")[0], None)
+        shape = tuple(d if isinstance(d, (int, str)) else None for d in arg.shape)
+        return InputSpec(arg.name, _ORT_DTYPES.get(match[1], match[1]), shape)
+
+    return Signature(
+        tuple(spec(a) for a in session.get_inputs()), tuple(spec(a) for a in session.get_outputs())
+    )
+
+
+def _zeros(spec: InputSpec) -> np.ndarray | None:
+    if spec.shape is None or spec.dtype in ("string", "bfloat16"):
+        return None
+    shape = [1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(spec.shape)]
+    if not all(isinstance(d, int) for d in shape):
+        return None
+    try:
+        return np.zeros([int(d) for d in shape if d is not None], spec.dtype)
+    except TypeError:
+        return None
+
+
+def _translate(error: Exception, path: Path, *, running: bool) -> OnnxcompError:
+    """The typed error for what ORT raised."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
+    text = re.sub(r"\s+", " ", text)[:600]
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
+        return LimitError("ORT ran out of memory", where=path, hint="use smaller batches or shapes")
+    missing = re.search(r"([\w.:]+)\(-?\d+\) is not a registered function/op", text)
+    if missing:
+        return UnsupportedError(
+            f"operator {missing[1]} is not in this onnxruntime build",
+            where=path,
+            hint="it needs a custom operator library, or ORT's build for another device",
+        )
+    if isinstance(error, _state.NotImplemented) or "Could not find an implementation" in text:
+        return UnsupportedError(f"ORT has no kernel: {text}", where=path)
+    if "unsupported" in text.lower() and ("opset" in text.lower() or "IR version" in text):
+        return UnsupportedError(text, where=path, hint="upgrade onnxruntime, or lower the model's opset")
+    if running and isinstance(error, (_state.InvalidArgument, ValueError, RuntimeError)):
+        return DataError(f"ORT refused the inputs: {text}", where=path)
+    if running:
+        return DataError(f"the model failed on these inputs: {text}", where=path)
+    return InvalidModelError(f"ORT cannot load the model: {text}", where=path)
