@@ -4,25 +4,40 @@ In memory a model is always an `onnx_ir.Model`. `load` refuses what is broken or
 typed error, before any runtime sees the file; `publish` writes a model whole or not at all.
 """
 
-from onnxcomp.model.fingerprint import ModelFile, fingerprint
+from onnxcomp.model.fingerprint import ModelFile, fingerprint, sha256_of
 from onnxcomp.model.load import is_normal, load, normalize, read_proto
-from onnxcomp.model.publish import Staged, publish, stage, write_to
+from onnxcomp.model.publish import (
+    EXTERNAL_ABOVE,
+    Staged,
+    publish,
+    record_path,
+    refuse_target,
+    stage,
+    write_file,
+    write_to,
+)
 from onnxcomp.model.scan import Limits
-from onnxcomp.model.signature import InputSpec, Signature, signature
+from onnxcomp.model.signature import InputSpec, Signature, dtype_name, signature
 
 __all__ = [
+    "EXTERNAL_ABOVE",
     "InputSpec",
     "Limits",
     "ModelFile",
     "Signature",
     "Staged",
+    "dtype_name",
     "fingerprint",
     "is_normal",
     "load",
     "normalize",
     "publish",
     "read_proto",
+    "record_path",
+    "refuse_target",
+    "sha256_of",
     "signature",
     "stage",
+    "write_file",
     "write_to",
 ]

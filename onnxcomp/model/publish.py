@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+import onnx
 import onnx_ir as ir
 
 from onnxcomp.errors import InvalidModelError, OutputError, UsageError, from_os_error
-from onnxcomp.model import external
+from onnxcomp.model import external, walk
 from onnxcomp.model.fingerprint import ModelFile, fingerprint
 from onnxcomp.model.load import read_proto, restore_map_types
 
@@ -130,6 +131,7 @@ def write_to(
             _externalize(model, folder, stem)
         proto = ir.to_proto(model)
         restore_map_types(model, proto)
+        _drop_redundant_info(proto)
         try:
             data = proto.SerializeToString(deterministic=True)
         except ValueError as error:
@@ -141,6 +143,16 @@ def write_to(
     except OSError as error:
         raise from_os_error(error, folder) from error
     return path
+
+
+def _drop_redundant_info(proto: onnx.ModelProto) -> None:
+    """onnx-ir states type and shape of every initializer once more as value info: the tensor says it."""
+    for graph in walk.graphs(proto):
+        stored = {tensor.name for tensor in graph.initializer}
+        kept = [value for value in graph.value_info if value.name not in stored]
+        if len(kept) < len(graph.value_info):
+            del graph.value_info[:]
+            graph.value_info.extend(kept)
 
 
 def write_file(target: Path, data: bytes, *, force: bool = False) -> None:

@@ -1,0 +1,28 @@
+"""The catalogue of passes: one literal tuple, in the order of a sensible recipe."""
+
+from onnxcomp.passes.base import Context, Effect, Note, Pass
+from onnxcomp.passes.opset import UpgradeOpset
+from onnxcomp.passes.prune import PruneMagnitude
+from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic
+from onnxcomp.passes.simplify import Simplify
+
+CATALOGUE: tuple[type[Pass], ...] = (
+    UpgradeOpset,
+    Simplify,
+    PruneMagnitude,
+    QuantizeDynamic,
+    QuantizeStatic,
+)
+
+__all__ = [
+    "CATALOGUE",
+    "Context",
+    "Effect",
+    "Note",
+    "Pass",
+    "PruneMagnitude",
+    "QuantizeDynamic",
+    "QuantizeStatic",
+    "Simplify",
+    "UpgradeOpset",
+]

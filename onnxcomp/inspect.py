@@ -1,0 +1,324 @@
+"""What a model weighs: bytes, parameters, operators, multiply-accumulates, quantized share."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from onnxcomp import model as models
+from onnxcomp.model import ModelFile, Signature
+
+#: operators that hold weights -> which inputs may be weights, by (domain, op type)
+WEIGHT_INPUTS: Mapping[tuple[str, str], tuple[int, ...]] = {
+    ("", "Conv"): (1,),
+    ("", "ConvTranspose"): (1,),
+    ("", "ConvInteger"): (1,),
+    ("", "QLinearConv"): (3,),
+    ("", "Gather"): (0,),
+    ("", "Gemm"): (0, 1),
+    ("", "MatMul"): (0, 1),
+    ("", "MatMulInteger"): (0, 1),
+    ("", "QLinearMatMul"): (0, 3),
+    ("", "LSTM"): (1, 2),
+    ("", "GRU"): (1, 2),
+    ("", "RNN"): (1, 2),
+    ("com.microsoft", "Attention"): (1,),
+    ("com.microsoft", "DynamicQuantizeLSTM"): (1, 2),
+    ("com.microsoft", "DynamicQuantizeMatMul"): (1,),
+    ("com.microsoft", "FusedConv"): (1,),
+    ("com.microsoft", "FusedGemm"): (0, 1),
+    ("com.microsoft", "FusedMatMul"): (0, 1),
+    ("com.microsoft", "GatherBlockQuantized"): (0,),
+    ("com.microsoft", "MatMulIntegerToFloat"): (0, 1),
+    ("com.microsoft", "MatMulNBits"): (1,),
+    ("com.microsoft", "QGemm"): (3,),
+    ("com.microsoft.nchwc", "Conv"): (1,),
+}
+
+#: operators between a stored tensor and its use that do not change what it is
+_TRANSPARENT = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "DequantizeLinear"}
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A stored tensor of two or more axes that a node multiplies with or looks up.
+
+    Attributes:
+        value: the initializer's value, or the output of the Constant node.
+        tensor: the stored tensor.
+        node: the first node that uses it.
+        nested: whether it is used inside a subgraph or a local function.
+    """
+
+    value: ir.Value
+    tensor: ir.TensorProtocol
+    node: ir.Node
+    nested: bool
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is stored in 8 bits or fewer."""
+        return self.tensor.dtype.bitwidth <= 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What is in a model; see `Inspection` for the file it came from.
+
+    Attributes:
+        parameters: elements of stored float and 8-bit (or smaller) tensors.
+        bytes_by_dtype: bytes of stored tensors by element type.
+        ops: how often each 'domain::op' occurs, subgraphs and functions included.
+        initializers: how many stored tensors there are, Constant nodes included.
+        initializer_bytes: their bytes.
+        tied: how many are byte-identical to an earlier one.
+        zero_fraction: zeros among the parameters, in [0, 1].
+        quantized_weights, total_weights: see `weights`.
+        macs: multiply-accumulates of one sample (symbolic first axis = 1); None when no size is known.
+        macs_unknown: weight-bearing nodes whose sizes are not known, not part of `macs`.
+    """
+
+    parameters: int
+    bytes_by_dtype: Mapping[str, int]
+    ops: Mapping[str, int]
+    initializers: int
+    initializer_bytes: int
+    tied: int
+    zero_fraction: float
+    quantized_weights: int
+    total_weights: int
+    macs: int | None
+    macs_unknown: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """A model file and its contents."""
+
+    file: ModelFile
+    opset: Mapping[str, int]
+    ir_version: int
+    producer: str
+    contents: Contents
+    signature: Signature
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `onnxcomp inspect --json`."""
+        c = self.contents
+        return {
+            "model": {
+                **self.file.to_json(),
+                "opset": dict(self.opset),
+                "ir_version": self.ir_version,
+                "producer": self.producer,
+            },
+            "parameters": c.parameters,
+            "bytes_by_dtype": dict(c.bytes_by_dtype),
+            "ops": dict(c.ops),
+            "initializers": {
+                "count": c.initializers,
+                "bytes": c.initializer_bytes,
+                "tied": c.tied,
+                "zero_fraction": c.zero_fraction,
+            },
+            "quantized": {"weights": c.quantized_weights, "of": c.total_weights},
+            "macs": c.macs,
+            "macs_unknown_nodes": c.macs_unknown,
+            "inputs": [spec.to_json() for spec in self.signature.inputs],
+            "outputs": [spec.to_json() for spec in self.signature.outputs],
+        }
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Inspect a model file. Raises what `onnxcomp.load` raises."""
+    model = models.load(path)
+    return Inspection(
+        file=models.fingerprint(path),
+        opset={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        ir_version=model.ir_version,
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        contents=measure(model),
+        signature=models.signature(model),
+    )
+
+
+def measure(model: ir.Model) -> Contents:
+    """Count what is in a model; nothing is changed, one tensor is in memory at a time."""
+    by_dtype: collections.Counter[str] = collections.Counter()
+    parameters = zeros = tied = total = 0
+    seen: set[tuple[object, ...]] = set()
+    stored = [tensor for _, tensor in constants(model)]
+    for tensor in stored:
+        by_dtype[models.dtype_name(tensor.dtype)] += tensor.nbytes
+        total += tensor.nbytes
+        key = content_key(tensor)
+        tied += key in seen
+        seen.add(key)
+        if is_parameter(tensor):
+            parameters += tensor.size
+            zeros += tensor.size - int(np.count_nonzero(tensor.numpy()))
+    found = weights(model)
+    macs, unknown = _macs(model)
+    return Contents(
+        parameters=parameters,
+        bytes_by_dtype=dict(sorted(by_dtype.items())),
+        ops=dict(sorted(op_counts(model).items())),
+        initializers=len(stored),
+        initializer_bytes=total,
+        tied=tied,
+        zero_fraction=zeros / parameters if parameters else 0.0,
+        quantized_weights=sum(w.quantized for w in found),
+        total_weights=len(found),
+        macs=macs,
+        macs_unknown=unknown,
+    )
+
+
+def op_counts(model: ir.Model) -> collections.Counter[str]:
+    """How often each 'domain::op' occurs; the default domain is 'ai.onnx'."""
+    return collections.Counter(f"{n.domain or 'ai.onnx'}::{n.op_type}" for n in all_nodes(model))
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Every node of the main graph, of subgraphs and of local functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Every stored tensor: initializers of all graphs, and tensors of Constant nodes."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+    for node in all_nodes(model):
+        tensor = _constant_node(node)
+        if tensor is not None:
+            yield node.outputs[0], tensor
+
+
+def weights(model: ir.Model) -> list[Weight]:
+    """The distinct weights: stored tensors of rank 2 or more that reach a weight input.
+
+    Weights in Constant nodes count, as do those behind a Transpose or DequantizeLinear.
+    """
+    found: dict[int, Weight] = {}
+    main = model.graph
+    for node in all_nodes(model):
+        for index in WEIGHT_INPUTS.get((node.domain, node.op_type), ()):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            origin = stored_origin(value)
+            if origin is None or id(origin[0]) in found:
+                continue
+            stored, tensor = origin
+            if len(tensor.shape) >= 2 and is_parameter(tensor):
+                found[id(stored)] = Weight(stored, tensor, node, node.graph is not main)
+    return list(found.values())
+
+
+def stored_origin(value: ir.Value | None) -> tuple[ir.Value, ir.TensorProtocol] | None:
+    """The stored tensor that a value is, up to type, shape and order; None for computed values."""
+    while value is not None:
+        if value.const_value is not None and value.producer() is None:
+            return value, value.const_value
+        node = value.producer()
+        if node is None:
+            return None
+        tensor = _constant_node(node)
+        if tensor is not None:
+            return value, tensor
+        if node.op_type not in _TRANSPARENT:
+            return None
+        value = node.inputs[0] if node.inputs else None
+    return None
+
+
+def is_parameter(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor holds learnt numbers: floats, or quantized integers; int64 holds shapes."""
+    return tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8 and tensor.dtype != ir.DataType.BOOL
+
+
+def content_key(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    """Equal for tensors of the same type, shape and bytes."""
+    digest = (
+        repr(tensor.numpy().tolist()).encode() if tensor.dtype == ir.DataType.STRING else tensor.tobytes()
+    )
+    return tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(digest).digest()
+
+
+def infer_shapes(model: ir.Model) -> ir.Model:
+    """Infer shapes in place as far as onnx can; a model it cannot digest stays as it is."""
+    common.RemoveInitializersFromInputsPass()(model)
+    try:
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    except (ir.serde.SerdeError, ir.passes.PassError, RuntimeError, ValueError):
+        return model  # types that onnx-ir cannot hold, or a shape that contradicts itself
+    return model
+
+
+def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
+    if node.op_type != "Constant" or node.domain or "value" not in node.attributes:
+        return None
+    return node.attributes["value"].as_tensor()
+
+
+def _macs(model: ir.Model) -> tuple[int | None, int]:
+    def multiplying(model: ir.Model) -> list[ir.Node]:
+        nodes = model.graph.all_nodes()
+        return [n for n in nodes if (n.domain, n.op_type) in WEIGHT_INPUTS and "Gather" not in n.op_type]
+
+    if not multiplying(model):
+        return 0, 0
+    model = infer_shapes(model.clone())
+    counted = [_node_macs(node) for node in multiplying(model)]
+    known = [c for c in counted if c is not None]
+    if counted and not known:
+        return None, len(counted)
+    return sum(known), len(counted) - len(known)
+
+
+def _node_macs(node: ir.Node) -> int | None:
+    out = _sizes(node.outputs[0]) if node.outputs else None
+    first = _sizes(node.inputs[0])
+    index = WEIGHT_INPUTS[node.domain, node.op_type][-1]
+    second = _sizes(node.inputs[index]) if index < len(node.inputs) else None
+    if first is None or second is None:
+        return None
+    if node.op_type in _GATES:
+        hidden, width = second[-1], first[-1]
+        return math.prod(first[:-1]) * second[0] * _GATES[node.op_type] * hidden * (hidden + width)
+    if node.op_type == "ConvTranspose":
+        return math.prod(first) * math.prod(second[1:])
+    if out is None:
+        return None
+    if "Conv" in node.op_type:
+        return math.prod(out) * math.prod(second[1:])
+    if node.op_type == "Gemm" and "transA" in node.attributes and node.attributes["transA"].as_int():
+        return math.prod(out) * first[0]
+    return math.prod(out) * (first[-1] if first else 1)
+
+
+def _sizes(value: ir.Value | None) -> list[int] | None:
+    """The shape with a symbolic first axis as 1; None when any other size is not known."""
+    if value is None:
+        return None
+    shape = value.shape
+    if shape is None:
+        origin = stored_origin(value)
+        if origin is None:
+            return None
+        shape = origin[1].shape
+    sizes = [1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(shape)]
+    return [d for d in sizes if isinstance(d, int)] if all(isinstance(d, int) for d in sizes) else None

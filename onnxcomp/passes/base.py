@@ -1,0 +1,126 @@
+"""The pass contract: what a pass declares, gets and returns.
+
+A pass is a frozen dataclass. Its fields are the recipe keys, the command line's options and the
+docs table, declared once. Same fields, same model, same data: same bytes.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from onnxcomp import inspect
+from onnxcomp.data import Batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """Something the user should know about a node (or about the pass, where `node` is empty)."""
+
+    node: str
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        """`{node, reason}`."""
+        return {"node": self.node, "reason": self.reason}
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What a pass did.
+
+    Attributes:
+        changed: whether the model is another one now; a pass that changed nothing has failed.
+        details: figures by name, plain JSON types.
+    """
+
+    changed: bool
+    details: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a pass gets beside the model.
+
+    Attributes:
+        workdir: a private folder, gone after the pipeline.
+        data: samples for passes that calibrate; never those that judge the result.
+        notes: the pass appends to it.
+    """
+
+    workdir: Path
+    data: Batches | None = None
+    notes: list[Note] = dataclasses.field(default_factory=list)
+
+    def note(self, reason: str, node: str = "") -> None:
+        """Add a note."""
+        self.notes.append(Note(node, reason))
+
+
+@contextlib.contextmanager
+def temporary_context(data: Batches | None = None) -> Iterator[Context]:
+    """A context with a private folder (0700) that is removed in the end."""
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+        yield Context(Path(folder), data)
+
+
+class Pass(ir.passes.InPlacePass):
+    """A transformation of a model, in place.
+
+    Class attributes:
+        name: the recipe's and the command line's name.
+        exact: whether outputs stay equal up to rounding; the pipeline then proves it.
+        needs_data: whether `Context.data` must be there.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def apply(self, model: ir.Model, context: Context) -> Effect:
+        """Change `model` in place and say what was done; raise a typed error rather than half the work."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """onnx-ir's entry: `apply` without data, so that our passes fit into any ir pipeline."""
+        with temporary_context() as context:
+            effect = self.apply(model, context)
+        return ir.passes.PassResult(model, effect.changed)
+
+    def options(self) -> dict[str, Any]:
+        """The fields, as plain JSON types."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type] - every pass is a dataclass
+        values = {f.name: getattr(self, f.name) for f in fields}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def option(default: Any, doc: str) -> Any:
+    """A field of a pass with its help text: `sparsity: float = option(0.5, "share of zeros")`."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+def transplant(model: ir.Model, donor: ir.Model) -> None:
+    """Make `model` hold what `donor` holds, for tools that return a new model."""
+    model.graph = donor.graph
+    model.functions.clear()
+    model.functions.update(donor.functions)
+    model.ir_version = donor.ir_version
+
+
+def drop_inner_shapes(model: ir.Model) -> None:
+    """Forget shapes of values inside the graph; inputs and outputs keep theirs.
+
+    Every tool infers them anew, they make small files larger, and left over they let ORT fuse
+    SkipLayerNormalization, which on CPUs costs more than it saves.
+    """
+    for node in inspect.all_nodes(model):
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = value.type = None

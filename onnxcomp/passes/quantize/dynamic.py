@@ -1,0 +1,48 @@
+"""`quantize-dynamic`: int8 weights, activations quantized while running; needs no data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxcomp.passes.base import Context, Effect, Pass, option
+from onnxcomp.passes.quantize import _ort, common
+
+#: Conv is left out on purpose: ORT's ConvInteger is 5 to 7 times slower than float
+OP_TYPES = ("Gather", "Gemm", "LSTM", "MatMul")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeDynamic(Pass):
+    """Store weights in int8 and let ORT quantize activations at run time.
+
+    For transformers, MLPs and recurrent nets. Convolutions stay in float unless asked for: ORT
+    runs them as ConvInteger, which is far slower; use `quantize-static` for CNNs.
+    """
+
+    name: ClassVar[str] = "quantize-dynamic"
+
+    op_types: tuple[str, ...] = option(OP_TYPES, "operator types to quantize")
+    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    per_channel: bool = option(True, "one scale per output channel; as fast and more accurate than one per tensor")
+    reduce_range: bool | None = option(
+        None, "7-bit weights for CPUs without VNNI; unset: decided by this host, and noted"
+    )
+
+    def apply(self, model: ir.Model, context: Context) -> Effect:
+        """Raises what `common.prepare` raises; NoEffectError when no weight could be quantized."""
+        _ort.check_op_types(self.op_types, static=False)
+        keep = common.prepare(model, context, self.exclude)
+        request = _ort.Request(
+            op_types=self.op_types,
+            exclude=tuple(keep),
+            per_channel=self.per_channel,
+            reduce_range=common.resolve_reduce_range(self.reduce_range, context),
+        )
+        ledger = common.account(model, request, keep[len(self.exclude) :])
+        result = _ort.dynamic(model, request, context)
+        settled = ledger.settle(result)
+        common.finish(model, result, settled)
+        return Effect(True, {**settled, "reduce_range": request.reduce_range})

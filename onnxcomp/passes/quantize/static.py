@@ -1,0 +1,94 @@
+"""`quantize-static`: int8 weights and activations, with ranges measured on real data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcomp.data import Batches
+from onnxcomp.errors import CalibrationError
+from onnxcomp.passes.base import Context, Effect, Pass, option
+from onnxcomp.passes.quantize import _ort, common
+
+#: operators that hold weights; quantizing the rest too destroys accuracy on real models
+OP_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+_FEW = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeStatic(Pass):
+    """Write Q/DQ pairs that ORT runs as int8: weights int8, activations uint8.
+
+    Activations are unsigned, since signed ones are several times slower on x86. Only operators
+    that hold weights are quantized by default. The data must be like what the model will see.
+    """
+
+    name: ClassVar[str] = "quantize-static"
+    needs_data: ClassVar[bool] = True
+
+    op_types: tuple[str, ...] = option(OP_TYPES, "operator types to quantize")
+    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    calibration: Literal["minmax"] = option("minmax", "how activation ranges are chosen")
+    per_channel: bool = option(True, "one scale per output channel instead of one per tensor")
+    reduce_range: bool | None = option(
+        None, "7-bit weights for CPUs without VNNI; unset: decided by this host, and noted"
+    )
+
+    def apply(self, model: ir.Model, context: Context) -> Effect:
+        """Raises what `common.prepare` raises; CalibrationError for data that cannot calibrate."""
+        if context.data is None:
+            raise CalibrationError("static quantization needs data", where="data", hint="give --data")
+        context.data.require_real("calibration")
+        _ort.check_op_types(self.op_types, static=True)
+        _check_data(context.data)
+        keep = common.prepare(model, context, self.exclude)
+        request = _ort.Request(
+            op_types=self.op_types,
+            exclude=tuple(keep),
+            per_channel=self.per_channel,
+            reduce_range=common.resolve_reduce_range(self.reduce_range, context),
+        )
+        ledger = common.account(model, request, keep[len(self.exclude) :])
+        result = _ort.static(model, request, context, context.data)
+        settled = ledger.settle(result)
+        common.finish(model, result, settled)
+        samples = context.data.samples
+        if samples < _FEW:
+            context.note(f"calibrated on {samples} samples only; {_FEW} or more are advisable")
+        return Effect(
+            True, {**settled, "reduce_range": request.reduce_range, "calibration_samples": samples}
+        )
+
+
+def _check_data(data: Batches) -> None:
+    """One pass over the feeds: NaN, infinity and constant inputs give useless ranges without a word."""
+    spread: dict[str, tuple[float, float]] = {}
+    samples = 0
+    for batch in data:
+        samples += batch.samples
+        for name, array in batch.feeds.items():
+            if array.dtype.kind != "f" or array.size == 0:
+                continue
+            finite = np.isfinite(array)
+            if not np.all(finite):
+                row = int(np.argmin(finite.reshape(len(array), -1).all(axis=1))) if array.ndim else 0
+                raise CalibrationError(
+                    "the calibration data holds NaN or infinity",
+                    where=f"{data.source.name}: {name}, sample {batch.start + row}",
+                    hint="remove or repair the sample",
+                )
+            low, high = spread.get(name, (np.inf, -np.inf))
+            spread[name] = (min(low, float(array.min())), max(high, float(array.max())))
+    if samples == 0:
+        raise CalibrationError("the calibration data holds no samples", where=data.source.name)
+    floats = [name for name, (low, high) in spread.items() if low < high]
+    if spread and not floats:
+        raise CalibrationError(
+            "the calibration data is constant: activation ranges would be degenerate",
+            where=f"{data.source.name}: {', '.join(spread)}",
+            hint="give samples like those the model will see",
+        )

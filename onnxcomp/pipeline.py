@@ -1,0 +1,430 @@
+"""Run passes on a copy of a model, prove the effect, and publish the result with its record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+import onnxcomp
+from onnxcomp import evaluate, inspect, runtime, worker
+from onnxcomp import model as models
+from onnxcomp.data import Batches
+from onnxcomp.errors import (
+    AccuracyGateError,
+    DataError,
+    GateError,
+    InvalidModelError,
+    NoEffectError,
+    OnnxcompError,
+    UsageError,
+    from_os_error,
+)
+from onnxcomp.evaluate import Fidelity
+from onnxcomp.model import ModelFile
+from onnxcomp.passes.base import Context, Note, Pass, temporary_context
+
+#: largest difference, relative to the largest output, that an exact pass may cause
+_EXACT = {"float16": 1e-2, "bfloat16": 5e-2}
+_EXACT_DEFAULT = 1e-5
+
+#: share of the samples that judges and does not calibrate
+_HELD_OUT = 0.2
+_FEWEST_TO_SPLIT = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        peak_rss_bytes: the process's peak resident memory while the pass ran; None where unknown.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    seconds: float
+    peak_rss_bytes: int | None
+    effect: Mapping[str, Any]
+    notes: tuple[Note, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `passes`."""
+        return {
+            "name": self.name,
+            "options": dict(self.options),
+            "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "effect": dict(self.effect),
+            "notes": [note.to_json() for note in self.notes],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What happened between an input file and an output file.
+
+    Attributes:
+        fidelity: candidate against reference on samples that did not calibrate; None without data.
+        equivalence: for exact passes, largest relative difference of the outputs; None if not run.
+        data: where samples came from, and how many calibrated and judged.
+    """
+
+    input: ModelFile
+    output: ModelFile
+    passes: tuple[PassRecord, ...]
+    fidelity: Fidelity | None
+    equivalence: float | None
+    data: Mapping[str, Any] | None
+    warnings: tuple[str, ...]
+
+    @property
+    def size_ratio(self) -> float:
+        """Candidate bytes / reference bytes."""
+        return self.output.bytes / self.input.bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that every pass verb prints."""
+        return {
+            "input": self.input.to_json(),
+            "output": self.output.to_json(),
+            "size_ratio": self.size_ratio,
+            "passes": [p.to_json() for p in self.passes],
+            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
+            "equivalence": self.equivalence,
+            "data": None if self.data is None else dict(self.data),
+            "warnings": list(self.warnings),
+            "versions": versions(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimized:
+    """A changed model and what the passes did."""
+
+    model: ir.Model
+    passes: tuple[PassRecord, ...]
+
+
+def optimize(
+    model: ir.Model | str | os.PathLike[str],
+    passes: Sequence[Pass],
+    *,
+    data: Batches | None = None,
+    allow_no_effect: bool = False,
+) -> Optimized:
+    """Run passes on a copy of a model in memory; the input stays as it is.
+
+    Args:
+        model: an `onnx_ir.Model`, or a path to load.
+        passes: in this order.
+        data: samples for passes that calibrate.
+        allow_no_effect: keep going when a pass changes nothing.
+
+    Raises NoEffectError when a pass changed nothing, GateError when the inputs or outputs changed.
+    """
+    source = model if isinstance(model, ir.Model) else models.load(model)
+    result = source.clone()
+    before = models.signature(source)
+    records = []
+    with temporary_context(data) as context:
+        for i, step in enumerate(passes):
+            worker.report(f"pass {step.name}", i / len(passes))
+            records.append(_run(step, result, context, allow_no_effect=allow_no_effect))
+    common.RemoveUnusedNodesPass()(result)
+    _same_signature(before, models.signature(result))
+    return Optimized(result, tuple(records))
+
+
+def optimize_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    passes: Sequence[Pass],
+    *,
+    data: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None,
+    batch_size: int = 32,
+    force: bool = False,
+    allow_no_effect: bool = False,
+    allow_larger: bool = False,
+    schema: str = "onnxcomp/run/1",
+) -> Record:
+    """Run passes on a file and publish the result atomically, with `OUTPUT.record.json` beside it.
+
+    With `data`, four fifths calibrate and one fifth judges the fidelity; passes that need no data
+    leave all of it to the judge. Exact passes are proven: both models run on the data, or on
+    seeded noise, and must agree.
+
+    Raises what the passes raise; NoEffectError for a larger file; AccuracyGateError for outputs
+    that are not finite or, after exact passes, not equal; OutputError. The input is never written.
+    """
+    source, output = Path(source), Path(output)
+    if not passes:
+        raise UsageError("no pass to run")
+    models.refuse_target(output, force=force, inputs=(source,))
+    reference = models.load(source)
+    before = models.fingerprint(source)
+    calibration, judging, about = _divide(data, reference, passes, batch_size)
+    done = optimize(reference, passes, data=calibration, allow_no_effect=allow_no_effect)
+    del reference
+    check = _Check(source, before, passes, judging, allow_larger)
+    record: dict[str, Record] = {}
+
+    def describe(made: ModelFile) -> bytes:
+        warnings = [*check.warnings, *about.get("warnings", ())]
+        facts = {k: v for k, v in about.items() if k != "warnings"} or None
+        record["it"] = Record(
+            before, made, done.passes, check.fidelity, check.equivalence, facts, tuple(warnings)
+        )
+        return json_bytes({"schema": schema, **record["it"].to_json()})
+
+    models.publish(
+        done.model, output, verify=check, force=force, inputs=(source,), record=describe
+    )
+    return record["it"]
+
+
+def save(model: ir.Model, path: str | os.PathLike[str], *, force: bool = False) -> ModelFile:
+    """Publish a model atomically: staged, synced, loaded in ORT, renamed.
+
+    Raises OutputError (exists, disk full), InvalidModelError when ORT cannot load it.
+    """
+    return models.publish(model, path, verify=runtime.check_loads, force=force)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What `verify` checked."""
+
+    file: ModelFile
+    record: Path
+    checks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `onnxcomp verify --json`."""
+        return {"model": self.file.to_json(), "record": str(self.record), "checks": list(self.checks), "ok": True}
+
+
+def verify(path: str | os.PathLike[str]) -> Verification:
+    """Re-hash, re-load and re-run an output, and compare with its record.
+
+    Raises InvalidModelError when a byte differs from what was recorded, DataError for a record
+    that cannot be read, OutputError when a file is missing.
+    """
+    path = Path(path)
+    note = models.record_path(path)
+    record = read_json(note)
+    try:
+        wanted = record["output"]
+        digest, parts = wanted["sha256"], {p["path"]: p["sha256"] for p in wanted.get("external", ())}
+    except (KeyError, TypeError) as error:
+        raise DataError("the record names no output", where=note) from error
+    if models.sha256_of(path)[0] != digest:
+        raise InvalidModelError(
+            "the file is not the one that was recorded: its SHA-256 differs",
+            where=path,
+            hint="it was changed, damaged or replaced; make it again",
+        )
+    made = models.fingerprint(path)
+    for name, part, _ in made.external:
+        if parts.get(name) != part:
+            raise InvalidModelError("external data is not what was recorded", where=path.parent / name)
+    runtime.check_loads(path)
+    return Verification(made, note, ("sha256", "external data", "loads", "runs"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shaped a result: onnxcomp, its libraries, Python, and the CPU's int8 features."""
+    names = ("numpy", "onnx", "onnx-ir", "onnxscript")
+    found = {name: metadata.version(name) for name in names}
+    for distribution in runtime.ort_distributions():
+        name, version = distribution.split(" ")
+        found[name] = version
+    found["python"] = platform.python_version()
+    found["cpu"] = " ".join(sorted(runtime.cpu_features()))
+    return {"onnxcomp": onnxcomp.__version__, **found}
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON text, one trailing newline; NaN and infinity are bugs."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises OutputError (unreadable), DataError (not an object)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", where=path) from error
+    if not isinstance(value, dict):
+        raise DataError("not a JSON object", where=path)
+    return value
+
+
+class _Check:
+    """Judges a staged file against its source; publication stops on what it raises."""
+
+    def __init__(
+        self,
+        source: Path,
+        before: ModelFile,
+        passes: Sequence[Pass],
+        judging: Batches | None,
+        allow_larger: bool,
+    ) -> None:
+        self._source, self._before, self._judging = source, before, judging
+        self._exact = all(step.exact for step in passes)
+        self._allow_larger = allow_larger
+        self.fidelity: Fidelity | None = None
+        self.equivalence: float | None = None
+        self.warnings: list[str] = []
+
+    def __call__(self, path: Path) -> None:
+        size = models.fingerprint(path).bytes
+        if size > self._before.bytes and not self._allow_larger:
+            raise NoEffectError(
+                f"the result is larger than the input ({size} > {self._before.bytes} bytes)",
+                where=self._source,
+                hint="nothing was written; --allow-larger keeps such a result",
+            )
+        runtime.check_loads(path)
+        if self._judging is not None:
+            self.fidelity = self._compare(path, self._judging)
+            _finite(self.fidelity)
+        else:
+            self.warnings.append("no data was given: the outputs were not compared on real inputs")
+        if self._exact:
+            self._prove(path)
+
+    def _prove(self, path: Path) -> None:
+        compared = self.fidelity
+        if compared is None:
+            compared = self._on_noise(path)
+        if compared is None:
+            self.warnings.append("equivalence was not checked: no made-up input runs on this model; give --data")
+            return
+        signature = runtime.open_session(path).signature
+        dtypes = {spec.name: spec.dtype for spec in signature.outputs}
+        worst = max(compared.outputs.items(), key=lambda item: item[1].max_rel, default=None)
+        if worst is None:
+            self.warnings.append("equivalence was not checked: no output holds numbers")
+            return
+        name, fidelity = worst
+        allowed = _EXACT.get(dtypes.get(name, ""), _EXACT_DEFAULT)
+        if not fidelity.max_rel <= allowed:
+            raise AccuracyGateError(
+                f"outputs differ by {fidelity.max_rel:.2g} of the largest value, {allowed:g} is allowed",
+                where=f"output {name}",
+                hint="nothing was written; please report the model, an exact pass must not do this",
+            )
+        self.equivalence = fidelity.max_rel
+
+    def _compare(self, path: Path, batches: Batches) -> Fidelity:
+        reference = runtime.open_session(self._source)
+        return evaluate.compare_sessions(reference, runtime.open_session(path), batches)
+
+    def _on_noise(self, path: Path) -> Fidelity | None:
+        """Equivalence (not quality) can be shown on noise; sizes of symbolic axes are tried."""
+        inputs = runtime.open_session(self._source).signature.inputs
+        for size in (2, 16, 128, 576):
+            sizes = {d: size for spec in inputs for d in (spec.shape or ())[1:] if isinstance(d, str)}
+            try:
+                noise = Batches("random:3", inputs, batch_size=2, sizes=sizes)
+                return self._compare(path, noise)
+            except (DataError, UsageError):
+                continue
+        return None
+
+
+def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool) -> PassRecord:
+    if step.needs_data and context.data is None:
+        raise DataError(f"{step.name} needs data", where="data", hint="give --data with real samples")
+    start, noted = time.perf_counter(), len(context.notes)
+    _reset_peak()
+    try:
+        effect = step.apply(model, context)
+    except OnnxcompError as error:
+        where = step.name if error.where is None else f"{step.name}: {error.where}"
+        raise type(error)(error.message, where=where, hint=error.hint) from error
+    if not effect.changed and not allow_no_effect:
+        raise NoEffectError(
+            "the pass changed nothing", where=step.name, hint="leave it out, or allow it with --allow-no-effect"
+        )
+    return PassRecord(
+        step.name,
+        step.options(),
+        time.perf_counter() - start,
+        _peak_bytes(),
+        effect.details,
+        tuple(context.notes[noted:]),
+    )
+
+
+def _same_signature(before: models.Signature, after: models.Signature) -> None:
+    for old, new in ((before.inputs, after.inputs), (before.outputs, after.outputs)):
+        if [(s.name, s.dtype) for s in old] != [(s.name, s.dtype) for s in new]:
+            raise GateError(
+                "the passes changed the model's inputs or outputs",
+                where=", ".join(s.name for s in new),
+                hint="this is a bug of a pass; nothing was written",
+            )
+
+
+def _divide(
+    data: str | os.PathLike[str] | Mapping[str, np.ndarray] | None,
+    model: ir.Model,
+    passes: Sequence[Pass],
+    batch_size: int,
+) -> tuple[Batches | None, Batches | None, dict[str, Any]]:
+    """(samples that calibrate, samples that judge, what to record)."""
+    if data is None:
+        return None, None, {}
+    batches = Batches(data, models.signature(model).inputs, batch_size=batch_size)
+    batches.require_real("calibration and fidelity")
+    count = batches.samples
+    about: dict[str, Any] = batches.to_json()
+    if not any(step.needs_data for step in passes):
+        return None, batches, {**about, "calibration": 0, "judged": count}
+    if count < _FEWEST_TO_SPLIT:
+        warning = f"only {count} samples: fidelity was measured on the calibration samples themselves"
+        return batches, batches, {**about, "calibration": count, "judged": count, "warnings": (warning,)}
+    calibration, judging = batches.split(1 - _HELD_OUT)
+    about.update(calibration=calibration.samples, judged=judging.samples)
+    return calibration, judging, about
+
+
+def _finite(fidelity: Fidelity) -> None:
+    for name, output in fidelity.outputs.items():
+        if not np.isfinite(output.max_abs):
+            raise AccuracyGateError(
+                "the result gives NaN or infinity where the input does not",
+                where=f"output {name}",
+                hint="nothing was written; exclude the layer that overflows",
+            )
+
+
+def _reset_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the peak then counts from the start of the process
+
+
+def _peak_bytes() -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(found[0]) * 1024 if found else None
