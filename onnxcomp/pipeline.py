@@ -173,6 +173,8 @@ def optimize_file(
     models.refuse_target(output, force=force, inputs=(source,))
     reference = models.load(source)
     before = models.fingerprint(source)
+    # what ORT cannot load can never be verified: better to know before hours of work
+    runtime.check_loads(source)
     calibration, judging, about = _divide(data, reference, passes, batch_size)
     done = optimize(reference, passes, data=calibration, allow_no_effect=allow_no_effect)
     del reference

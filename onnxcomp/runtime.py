@@ -146,7 +146,7 @@ class Session:
         try:
             values = self.ort.run(None, dict(feeds))
         except Exception as error:  # noqa: BLE001 - ORT raises a dozen unrelated classes; all become typed
-            raise _translate(error, self.path, running=True) from error
+            raise translate(error, self.path, running=True) from error
         return {spec.name: v for spec, v in zip(self.signature.outputs, values, strict=True)}
 
 
@@ -182,7 +182,7 @@ def open_session(
     try:
         session = ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:  # noqa: BLE001 - ORT raises a dozen unrelated classes; all become typed
-        raise _translate(error, file, running=False) from error
+        raise translate(error, file, running=False) from error
     if session.get_providers()[0] != wanted[0]:
         raise ProviderError(
             f"ORT did not use {wanted[0]}, it fell back to {session.get_providers()[0]}",
@@ -298,7 +298,7 @@ def _session_signature(session: ort.InferenceSession) -> Signature:
         match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
         if match is None:
             return InputSpec(arg.name, arg.type.split("(")[0], None)
-        shape = tuple(d if isinstance(d, (int, str)) else None for d in arg.shape)
+        shape = tuple(d if isinstance(d, str) or (isinstance(d, int) and d >= 0) else None for d in arg.shape)
         return InputSpec(arg.name, _ORT_DTYPES.get(match[1], match[1]), shape)
 
     return Signature(
@@ -318,7 +318,7 @@ def _zeros(spec: InputSpec) -> np.ndarray | None:
         return None
 
 
-def _translate(error: Exception, path: Path, *, running: bool) -> OnnxcompError:
+def translate(error: Exception, path: Path | None, *, running: bool) -> OnnxcompError:
     """The typed error for what ORT raised."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
     text = re.sub(r"\s+", " ", text)[:600]

@@ -23,7 +23,7 @@ from typing import IO
 import onnx
 import onnx_ir as ir
 
-from onnxcomp.errors import InvalidModelError, OutputError, UsageError, from_os_error
+from onnxcomp.errors import InvalidModelError, OnnxcompError, OutputError, UsageError, from_os_error
 from onnxcomp.model import external, walk
 from onnxcomp.model.fingerprint import ModelFile, fingerprint
 from onnxcomp.model.load import read_proto, restore_map_types
@@ -95,7 +95,14 @@ def publish(
     target = Path(target)
     with stage(target, force=force, inputs=inputs) as staged:
         path = write_to(model, staged.folder, target.stem, external_above=external_above)
-        verify(path)
+        try:
+            verify(path)
+        except OnnxcompError as error:
+            if error.where is None or str(staged.folder) not in error.where:
+                raise
+            # the user knows the target, not the folder it is made in
+            where = error.where.replace(str(path), str(target))
+            raise type(error)(error.message, where=where, hint=error.hint) from error
         made = fingerprint(path)
         done = dataclasses.replace(made, path=str(target))
         if record is not None:

@@ -68,7 +68,8 @@ def _spec(value: ir.Value) -> InputSpec:
         dtype = type(value.type).__name__.removesuffix("Type").lower()
     shape: tuple[Dim, ...] | None = None
     if value.shape is not None:
-        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        # some converters write -1 for 'any size'
+        shape = tuple((d if d >= 0 else None) if isinstance(d, int) else d.value for d in value.shape)
     return InputSpec(value.name, dtype, shape)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -124,3 +125,15 @@ def drop_inner_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = value.type = None
+
+
+@contextlib.contextmanager
+def muted(logger: str | None) -> Iterator[None]:
+    """Keep a library's warnings (None: all) off the terminal; what matters is checked afterwards."""
+    target = logging.getLogger(logger)
+    level = target.level
+    target.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        target.setLevel(level)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcomp import inspect
 from onnxcomp.errors import UnsupportedError, UsageError
-from onnxcomp.passes.base import Context, Effect, Pass, option, transplant
+from onnxcomp.passes.base import Context, Effect, Pass, muted, option, transplant
 
 
 #: what both the converters and ORT 1.28 and later take
@@ -43,7 +43,8 @@ def upgrade(model: ir.Model, opset: int) -> bool:
         return False
     trial = model.clone()
     try:
-        version_converter.convert_version(trial, opset, fallback=True)
+        with muted("onnxscript"):
+            version_converter.convert_version(trial, opset, fallback=True)
     except (ir.passes.PassError, ir.serde.SerdeError, ValueError, KeyError, RuntimeError) as error:
         raise _refusal(model, opset, f": {error.__cause__ or error}") from error
     if trial.opset_imports.get("", 0) < opset:  # the converter logs its failures and changes nothing

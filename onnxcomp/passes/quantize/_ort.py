@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import re
 import tempfile
 import warnings
@@ -25,8 +24,15 @@ from onnxruntime.quantization import calibrate, registry
 from onnxcomp import runtime, worker
 from onnxcomp import model as models
 from onnxcomp.data import Batches
-from onnxcomp.errors import CalibrationError, InvalidModelError, UnsupportedError, UsageError, nearest
-from onnxcomp.passes.base import Context, drop_inner_shapes
+from onnxcomp.errors import (
+    CalibrationError,
+    InvalidModelError,
+    OnnxcompError,
+    UnsupportedError,
+    UsageError,
+    nearest,
+)
+from onnxcomp.passes.base import Context, drop_inner_shapes, muted
 
 #: how many nodes that make the result unloadable are given up before the pass gives up
 _RETRIES = 12
@@ -51,7 +57,7 @@ class Request:
 
 def check_op_types(op_types: tuple[str, ...], *, static: bool) -> None:
     """Raise UsageError for an operator that ORT's quantizer does not know (it would ignore it)."""
-    known = registry.QDQRegistry if static else registry.IntegerOpsRegistry
+    known = {*registry.QDQRegistry, *registry.QLinearOpsRegistry} if static else registry.IntegerOpsRegistry
     names = {*known, *registry.CommonOpsRegistry, "Gemm", "MatMul"}
     for op in op_types:
         if op not in names:
@@ -159,20 +165,20 @@ def _named_node(message: str, nodes: list[str], excluded: list[str]) -> str | No
 @contextlib.contextmanager
 def _typed_errors() -> Iterator[None]:
     """ORT's quantizer logs advice that we follow already, and raises bare exceptions."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with muted(None), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ValueError, AssertionError, RuntimeError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
+    except OnnxcompError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it raises whatever happens to fail inside
+        if type(error).__module__.startswith("onnxruntime"):
+            raise runtime.translate(error, None, running=False) from error
         text = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise UnsupportedError(
-            f"ORT's quantizer cannot do this model: {text}", hint="leave nodes out with --exclude, or use another mode"
+            f"ORT's quantizer cannot do this model: {text}",
+            hint="leave nodes out with --exclude, or use another mode",
         ) from error
-    finally:
-        logger.setLevel(level)
 
 
 Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]

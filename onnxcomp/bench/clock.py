@@ -1,0 +1,92 @@
+"""The clocks of one run, in whole nanoseconds.
+
+Wall time is what a caller feels; CPU time is what the work costs. Where the cores are shared, the
+CPU time of the running thread repeats about ten times better than the wall time, so it decides
+comparisons on one thread. With several threads the CPU time of the process hides waiting and
+counts spinning, so there the wall decides and the CPU time stands beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tick:
+    """The duration of one run.
+
+    Attributes:
+        wall_ns: elapsed time.
+        cpu_ns: CPU time of the calling thread, or of the whole process (`per_process`).
+    """
+
+    wall_ns: int
+    cpu_ns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Times one call at a time.
+
+    Attributes:
+        per_process: the CPU clock counts all threads, not only the calling one.
+    """
+
+    per_process: bool = False
+
+    @property
+    def cpu_name(self) -> str:
+        """What the CPU clock counts: 'thread' or 'process'."""
+        return "process" if self.per_process else "thread"
+
+    def time(self, call: Callable[[], object]) -> Tick:
+        """Call once and return how long it took. The clocks themselves cost `overhead()`."""
+        cpu_clock = time.process_time_ns if self.per_process else time.thread_time_ns
+        wall_clock = time.perf_counter_ns
+        # the wall clock is the inner pair: reading the CPU clock is a system call
+        cpu = cpu_clock()
+        wall = wall_clock()
+        call()
+        wall = wall_clock() - wall
+        return Tick(wall, cpu_clock() - cpu)
+
+    def overhead(self) -> Tick:
+        """What an empty call measures: the median of many."""
+        return _overhead(self.per_process)
+
+
+def clock_for(provider: str, threads: int) -> Clock:
+    """The thread's CPU clock where one thread does all the work, else the process's."""
+    return Clock(per_process=not (provider == "cpu" and threads == 1))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection inside; what was garbage before is collected first."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@functools.cache
+def _overhead(per_process: bool) -> Tick:
+    clock = Clock(per_process)
+    ticks = [clock.time(_nothing) for _ in range(500)]
+    return Tick(
+        int(statistics.median(t.wall_ns for t in ticks)), int(statistics.median(t.cpu_ns for t in ticks))
+    )
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,57 @@
+"""How much memory this process holds.
+
+RSS counts shared pages in full in every process, so that sharing looks like no saving; PSS divides
+them among those who share, USS leaves them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes held by one process; None where the system does not tell.
+
+    Attributes:
+        pss_bytes: private pages, and the process's share of the common ones.
+        uss_bytes: private pages only: what ends with the process.
+        anonymous_bytes: the part of PSS that no file stands behind.
+        file_bytes: the part of PSS that is mapped from files.
+        peak_bytes: most resident memory (RSS) so far (VmHWM).
+    """
+
+    pss_bytes: int | None = None
+    uss_bytes: int | None = None
+    anonymous_bytes: int | None = None
+    file_bytes: int | None = None
+    peak_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
+
+
+def measure(process: Path = Path("/proc/self")) -> Memory:
+    """Memory of the process whose folder in `/proc` this is."""
+    rollup, status = _kilobytes(process / "smaps_rollup"), _kilobytes(process / "status")
+    private = [rollup.get(f"Private_{kind}") for kind in ("Clean", "Dirty", "Hugetlb")]
+    uss = None if private[0] is None or private[1] is None else sum(p or 0 for p in private)
+    return Memory(
+        pss_bytes=rollup.get("Pss"),
+        uss_bytes=uss,
+        anonymous_bytes=rollup.get("Pss_Anon"),
+        file_bytes=rollup.get("Pss_File"),
+        peak_bytes=status.get("VmHWM"),
+    )
+
+
+def _kilobytes(path: Path) -> dict[str, int]:
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    return {key: int(value) << 10 for key, value in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
