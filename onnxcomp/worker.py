@@ -144,14 +144,15 @@ def _supervise(
             buffer += piece
             heard = now
             for kind, value in _messages(buffer):
+                if kind == "progress":
+                    if on_progress is not None:
+                        on_progress(*value)
+                    continue
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_GRACE)  # it has nothing left to do but leave
                 if kind == "result":
                     return value
-                if kind == "error":
-                    raise value
-                if kind == "bug":
-                    raise RemoteError(value)
-                if on_progress is not None:
-                    on_progress(*value)
+                raise value if kind == "error" else RemoteError(value)
         used = _resident(child.pid)
         if used > memory_limit:
             raise LimitError(
@@ -273,17 +274,20 @@ def _child(write_fd: int) -> None:
                 view = view[os.write(write_fd, view) :]
 
     _reporter = send
+    answer: tuple[str, Any]
     try:
         fn, args, kwargs = pickle.loads(task)
-        send("result", fn(*args, **kwargs))
+        answer = "result", fn(*args, **kwargs)
     except OnnxcompError as error:
-        send("error", error)
+        answer = "error", error
     except MemoryError:
-        send("error", LimitError("the worker ran out of memory", hint="use smaller batches"))
+        answer = "error", LimitError("the worker ran out of memory", hint="use smaller batches")
     except KeyboardInterrupt:
         os._exit(130)
     except Exception:  # noqa: BLE001 - the parent must hear of any bug
-        send("bug", traceback.format_exc())
+        answer = "bug", traceback.format_exc()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the work is done and cleaned up
+    send(*answer)
     sys.stdout.flush()
     sys.stderr.flush()
     # skip native destructors: a crash after the result is sent must not count

@@ -1,0 +1,57 @@
+"""`onnxcomp bench`."""
+
+from __future__ import annotations
+
+import click
+
+from onnxcomp.cli import shell as shells
+from onnxcomp.cli import work
+from onnxcomp.cli.shell import Shell
+
+
+@click.command("bench")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--provider", multiple=True, default=("cpu",), show_default=True, help="cpu or cuda; repeatable.")
+@click.option("--scenario", default="latency", show_default=True, help="latency: one caller, closed loop.")
+@click.option("--data", metavar="D", help="What is fed; default: seeded noise, random:16.")
+@click.option("--batch", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
+@click.option("--shape", multiple=True, metavar="NAME=N", help="Size of a symbolic axis of the noise.")
+@click.option(
+    "--threads", type=click.IntRange(min=0), multiple=True, default=(1,), show_default=True,
+    help="Intra-op threads, 0 leaves it to ORT; repeatable.",
+)  # fmt: skip
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Time budget per setting.")
+@click.option("--seed", type=int, help="Seed of all random orders; drawn and recorded otherwise.")
+@shells.common()
+def command(
+    shell: Shell,
+    models: tuple[str, ...],
+    provider: tuple[str, ...],
+    scenario: str,
+    data: str | None,
+    batch: tuple[int, ...],
+    shape: tuple[str, ...],
+    threads: tuple[int, ...],
+    seconds: float,
+    seed: int | None,
+) -> None:
+    """Measure the latency of MODELS; with two or more, the first is the reference.
+
+    A comparison runs rounds of fresh sessions in random order beside an A/A control, and says
+    faster, slower, equivalent or undecided.
+    """
+    from onnxcomp.report import tables
+
+    result = shell.work(
+        work.bench,
+        models,
+        provider=provider,
+        scenario=scenario,
+        data=data,
+        batch=batch,
+        sizes=shells.parse_sizes(shape),
+        threads=threads,
+        seconds=seconds,
+        seed=seed,
+    )
+    shell.show(result, tables.benchmark)

@@ -1,0 +1,65 @@
+"""What the worker process runs for each verb: the public function, its result as plain JSON types.
+
+The shell's process imports none of the heavy libraries; it passes names and paths, and gets JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def inspect(model: str) -> Json:
+    """See `onnxcomp.inspect`."""
+    from onnxcomp.inspect import inspect as run
+
+    return run(model).to_json()
+
+
+def passes(model: str, output: str, steps: Sequence[tuple[str, Mapping[str, Any]]], **options: Any) -> Json:
+    """`onnxcomp.pipeline.optimize_file` with passes given as (name, options)."""
+    from onnxcomp.pipeline import optimize_file
+    from onnxcomp.recipe import make_pass
+
+    made = [make_pass(name, values) for name, values in steps]
+    return optimize_file(model, output, made, **options).to_json()
+
+
+def recipe(path: str, model: str, output: str, **options: Any) -> Json:
+    """`onnxcomp.pipeline.optimize_file` with the passes of a recipe."""
+    from onnxcomp.pipeline import optimize_file
+    from onnxcomp.recipe import Recipe
+
+    loaded = Recipe.load(path)
+    options["allow_no_effect"] = options.get("allow_no_effect") or loaded.allow_no_effect
+    return optimize_file(model, output, loaded.passes, **options).to_json()
+
+
+def compare(reference: str, candidate: str, data: str, **options: Any) -> Json:
+    """See `onnxcomp.compare`."""
+    from onnxcomp.evaluate import compare as run
+
+    return run(reference, candidate, data, **options).to_json()
+
+
+def evaluate(model: str, data: str, **options: Any) -> Json:
+    """See `onnxcomp.evaluate`."""
+    from onnxcomp.evaluate import evaluate as run
+
+    return run(model, data, **options).to_json()
+
+
+def bench(models: Sequence[str], **options: Any) -> Json:
+    """See `onnxcomp.bench`."""
+    from onnxcomp.bench import bench as run
+
+    return run(models, **options).to_json()
+
+
+def verify(path: str) -> Json:
+    """See `onnxcomp.pipeline.verify`."""
+    from onnxcomp.pipeline import verify as run
+
+    return run(path).to_json()

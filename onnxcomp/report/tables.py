@@ -1,0 +1,224 @@
+"""Tables for the terminal, from the JSON of each verb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnxcomp.report import text
+
+Json = Mapping[str, Any]
+
+_COLOURS = {"faster": "green", "slower": "red", "equivalent": "cyan", "undecided": "yellow"}
+_MOST_OPS = 12
+_MOST_SKIPPED = 10
+
+
+def inspection(result: Json) -> None:
+    """`onnxcomp inspect`."""
+    model, stored = result["model"], result["initializers"]
+    opsets = ", ".join(f"{domain} {version}" for domain, version in model["opset"].items())
+    dtypes = ", ".join(f"{name} {text.size(n)}" for name, n in result["bytes_by_dtype"].items())
+    macs = text.number(result["macs"])
+    if result["macs_unknown_nodes"]:
+        macs += f" (without {result['macs_unknown_nodes']} nodes of unknown size)"
+    quantized = result["quantized"]
+    _facts(
+        [
+            ("model", model["path"]),
+            ("size", text.size(model["bytes"])),
+            ("sha256", model["sha256"]),
+            ("opset", f"{opsets} (IR {model['ir_version']})"),
+            ("producer", model["producer"] or "–"),
+            ("parameters", text.number(result["parameters"])),
+            ("MACs per sample", macs),
+            ("stored tensors", f"{stored['count']}, {text.size(stored['bytes'])}: {dtypes or 'none'}"),
+            ("tied, zeros", f"{stored['tied']} tensors equal another, {text.percent(stored['zero_fraction'], 1)} zeros"),
+            ("quantized", f"{quantized['weights']} of {quantized['of']} weights"),
+            *[("input", _value(spec)) for spec in result["inputs"]],
+            *[("output", _value(spec)) for spec in result["outputs"]],
+        ]
+    )
+    ops = sorted(result["ops"].items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{name.removeprefix('ai.onnx::')} {count}" for name, count in ops[:_MOST_OPS]]
+    rest = len(ops) - len(shown)
+    _print("operators: " + ", ".join(shown) + (f", and {rest} more" if rest > 0 else ""))
+
+
+def record(result: Json) -> None:
+    """Every verb that changes a model."""
+    before, after = result["input"], result["output"]
+    rows = [
+        ("input", f"{before['path']} ({text.size(before['bytes'])})"),
+        ("output", f"{after['path']} ({text.size(after['bytes'])})"),
+        ("size", f"{1 / result['size_ratio']:.2f}x smaller" if result["size_ratio"] < 1 else "not smaller"),
+    ]
+    for step in result["passes"]:
+        rows.append((step["name"], f"{effect(step['effect'])} ({step['seconds']:.1f} s)"))
+        rows += [("  left in float", f"{s['node']}: {s['reason']}") for s in skipped(step["effect"])]
+    if result["equivalence"] is not None:
+        rows.append(("proof", f"outputs equal within {result['equivalence']:.1e} of the largest value"))
+    _facts(rows)
+    if result["fidelity"] is not None:
+        fidelity(result["fidelity"])
+
+
+def effect(found: Json) -> str:
+    """One line about what a pass did."""
+    if "quantized_weights" in found:
+        share = found["quantized_weight_bytes"] / max(found["total_weight_bytes"], 1)
+        bits = ", 7 bits on this CPU" if found.get("reduce_range") else ""
+        return (
+            f"{found['quantized_weights']} of {found['total_weights']} weights in int8, "
+            f"{text.percent(share, 1)} of their bytes{bits}"
+        )
+    if "removed_parameters" in found:
+        packed = found["download_bytes"]
+        return (
+            f"{text.number(found['removed_parameters'])} of {text.number(found['parameters'])} weights set to zero; "
+            f"{found['label']}: compressed {text.size(packed['before'])} -> {text.size(packed['after'])}"
+        )
+    if "nodes" in found:
+        changes = [f"-{n} {op}" for op, n in found["removed"].items()]
+        changes += [f"+{n} {op}" for op, n in found["added"].items()]
+        what = ", ".join(c.replace("ai.onnx::", "") for c in changes[:6]) or "initializers only"
+        return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {what}"
+    if "opset" in found:
+        return f"opset {found['opset']['before']} -> {found['opset']['after']}"
+    return ", ".join(f"{key} {value}" for key, value in found.items())
+
+
+def skipped(found: Json) -> list[Json]:
+    """The first nodes that a pass refused, and how many more there are."""
+    every: list[Json] = list(found.get("skipped", ()))
+    if len(every) <= _MOST_SKIPPED:
+        return every
+    more = {"node": f"and {len(every) - _MOST_SKIPPED} more", "reason": "see the record"}
+    return [*every[:_MOST_SKIPPED], more]
+
+
+def fidelity(result: Json) -> None:
+    """`onnxcomp compare`."""
+    table = _table(f"fidelity on {result['samples']} samples of {result['data']}")
+    for name in ("output", "SQNR", "cosine mean", "cosine p1", "max abs", "max rel"):
+        table.add_column(name, justify="left" if name == "output" else "right")
+    for name, found in result["outputs"].items():
+        figures = (found["cosine_mean"], found["cosine_p1"], found["max_abs"], found["max_rel"])
+        table.add_row(
+            name, text.decibel(found["sqnr_db"]), *("NaN" if f is None else f"{f:.4g}" for f in figures)
+        )
+    _print(table)
+    if result["agreement"] is not None:
+        agreement = text.score_interval(result["agreement"], "accuracy")
+        _print(f"same class: {agreement} (output {result['agreement_output']})")
+
+
+def score(result: Json) -> None:
+    """`onnxcomp evaluate`."""
+    metric = result["metric"]
+    rows = [(metric, f"{text.score_interval(result, metric)} on {result['samples']} samples of {result['data']}")]
+    if result["reference"] is not None:
+        rows.append(("reference", text.score_interval(result["reference"], metric)))
+        rows.append(("drop, paired", text.score_interval(result["drop"], metric)))
+    _facts(rows)
+
+
+def verification(result: Json) -> None:
+    """`onnxcomp verify`."""
+    _facts(
+        [
+            ("model", result["model"]["path"]),
+            ("sha256", result["model"]["sha256"]),
+            ("verified", ", ".join(result["checks"])),
+        ]
+    )
+
+
+def exported(result: Json) -> None:
+    """`onnxcomp export`."""
+    _facts(
+        [
+            ("output", f"{result['output']['path']} ({text.size(result['output']['bytes'])})"),
+            ("opset", str(result["opset"])),
+            *[("input", _value(spec)) for spec in result["inputs"]],
+            *[("output", _value(spec)) for spec in result["outputs"]],
+        ]
+    )
+    table = _table("parity of ONNX Runtime with torch")
+    table.add_column("sizes")
+    table.add_column("max relative error", justify="right")
+    for check in result["parity"]:
+        sizes = check["sizes"]
+        shown = ", ".join(f"{k}={v}" for k, v in sizes.items()) if isinstance(sizes, Mapping) else str(sizes)
+        table.add_row(shown or "as traced", f"{check['max_rel_error']:.1e}")
+    _print(table)
+
+
+def benchmark(result: Json) -> None:
+    """`onnxcomp bench`."""
+    table = _table("latency in ms [95 % interval]")
+    for name in ("model", "provider", "batch", "threads", "p50", "p90", "p99", "samples/s", "memory"):
+        table.add_column(name, justify="left" if name in ("model", "provider") else "right")
+    for row in result["results"]:
+        found = row["latency_ms"]
+        table.add_row(
+            row["model"], row["provider"], str(row["batch"]), str(row["threads"]),
+            *(text.latency(found[p]) for p in ("p50", "p90", "p99")),
+            f"{row['throughput']:.4g}", text.size(row["memory"]["pss_bytes"] or 0),
+        )  # fmt: skip
+    _print(table)
+    verdicts(result["comparison"])
+    trust = result["trust"]
+    _print(Text(f"trust: {trust['grade']}", style="bold"))
+    for reason in trust["reasons"]:
+        _print(f"  {reason['text']}; {reason['hint']}")
+
+
+def verdicts(comparison: Sequence[Json]) -> None:
+    """The table of comparisons, empty or not."""
+    if not comparison:
+        return
+    table = _table("speedup = reference latency / candidate latency [95 % interval]")
+    for name in ("candidate", "speedup", "verdict", "A/A control"):
+        table.add_column(name)
+    for row in comparison:
+        control = row["aa"]
+        table.add_row(
+            row["candidate"],
+            text.ratio(row["speedup"]),
+            Text(row["verdict"], style=_COLOURS[row["verdict"]]),
+            f"{control['ratio']:.3f} {'ok' if control['ok'] else 'failed'}",
+        )
+    _print(table)
+    for row in comparison:
+        for reason in row.get("reasons", ()):
+            _print(f"  {row['candidate']}: {reason}")
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    _print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+
+
+def _print(what: Any) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a pipe has no width; do not cut numbers
+    console.print(what if not isinstance(what, str) else Text(what))
+
+
+def _value(spec: Json) -> str:
+    shape = "unknown rank" if spec["shape"] is None else "[" + ", ".join(str(d or "?") for d in spec["shape"]) + "]"
+    return f"{spec['name']}: {spec['dtype']} {shape}"
