@@ -206,7 +206,7 @@ def look_alpha(looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) -> float:
 
 
 def equivalent(log_ratios: Sequence[float] | np.ndarray, delta: float = DELTA, alpha: float = ALPHA) -> bool:
-    """Whether the ratio lies within a factor of 1 + delta of 1, by two one-sided t tests (Schuirmann 1987)."""
+    """Whether the ratio is within a factor of 1 + delta of 1, by two one-sided t tests (Schuirmann 1987)."""
     logs = np.asarray(log_ratios, dtype=np.float64)
     half = _half_width(logs, 2 * alpha)  # each side at alpha
     return bool(abs(logs.mean()) + half < math.log1p(delta))

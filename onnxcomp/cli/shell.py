@@ -10,12 +10,15 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxcomp import errors
 from onnxcomp.errors import OnnxcompError, UsageError
+
+if TYPE_CHECKING:
+    from onnxcomp.worker import WorkerLimits
 
 Json = dict[str, Any]
 
@@ -44,9 +47,14 @@ class Shell:
         """Run a function of `onnxcomp.cli.work` in a supervised worker, with progress on a terminal."""
         from onnxcomp import worker
 
-        limits = worker.WorkerLimits(memory_bytes=self.memory_limit, seconds=self.time_limit)
         with self.progress() as on_progress:
-            return worker.isolated(fn, *args, limits=limits, on_progress=on_progress, **kwargs)
+            return worker.isolated(fn, *args, limits=self.limits(), on_progress=on_progress, **kwargs)
+
+    def limits(self) -> WorkerLimits:
+        """What the user allows the worker."""
+        from onnxcomp.worker import WorkerLimits
+
+        return WorkerLimits(memory_bytes=self.memory_limit, seconds=self.time_limit)
 
     def show(self, result: Json, render: Callable[[Any], None], *, schema: str | None = None) -> None:
         """Print a result: JSON, or what `render(result)` prints; notes and warnings go to stderr."""

@@ -178,6 +178,33 @@ def benchmark(result: Json) -> None:
         _print(f"  {reason['text']}; {reason['hint']}")
 
 
+def demo(result: Json) -> None:
+    """`onnxcomp demo`."""
+    metric = result["metric"]
+    table = _table(result["title"])
+    for name in ("model", "size", "smaller", metric, "drop, paired", "speedup", "verdict", "gate"):
+        table.add_column(name, justify="right" if name in ("size", "smaller") else "left")
+    for row in result["models"]:
+        table.add_row(
+            row["name"],
+            text.size(row["bytes"]),
+            f"{1 / row['size_ratio']:.2f}x",
+            text.score_interval(row["score"], metric),
+            text.score_interval(row["drop"], metric),
+            "–" if row["speedup"] is None else text.ratio(row["speedup"]),
+            Text(row["verdict"] or "–", style=_COLOURS.get(row["verdict"], "")),
+            row["gate"],
+        )
+    _print(table)
+    for row in result["refused"]:
+        _print(f"refused: {row['name']}: {row['reason']}")
+    _print(Text(result["conclusion"], style="bold"))
+    trust = result["bench"]["trust"]
+    reasons = "; ".join(reason["text"] for reason in trust["reasons"])
+    _print(f"trust in the timings: {trust['grade']}" + (f" ({reasons})" if reasons else ""))
+    _print(f"report: {result['report']}")
+
+
 def verdicts(comparison: Sequence[Json]) -> None:
     """The table of comparisons, empty or not."""
     if not comparison:

@@ -1,0 +1,107 @@
+"""From what the user names to a module in eval mode with its example inputs."""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onnxcomp.data.sources import load_attribute
+from onnxcomp.errors import DataError, UsageError
+from onnxcomp.pytorch.specs import Input, parse_inputs
+
+
+def resolve(target: str | nn.Module | tuple[Any, ...]) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """(module in eval mode, example inputs, possibly none) of 'module:attr', 'file.py:attr' or an object.
+
+    The attribute may be an nn.Module, a callable that returns one, or either with example inputs
+    as a tuple. Raises UsageError.
+    """
+    found = load_attribute(target) if isinstance(target, str) else target
+    if not isinstance(found, (nn.Module, tuple)) and callable(found):
+        found = found()
+    examples: Any = ()
+    if isinstance(found, tuple):
+        if len(found) != 2:
+            raise UsageError("not a module, nor (module, example inputs)", where=target)
+        found, examples = found
+        if not isinstance(found, nn.Module) and callable(found):
+            found = found()
+    if not isinstance(found, nn.Module):
+        raise UsageError(f"a {type(found).__name__}, not a torch module", where=target)
+    examples = (examples,) if isinstance(examples, torch.Tensor) else tuple(examples)
+    if not all(isinstance(e, torch.Tensor) for e in examples):
+        raise UsageError("example inputs must be tensors", where=target)
+    return found.eval(), examples
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a .safetensors file, or a checkpoint that holds nothing but tensors, strictly.
+
+    Raises DataError: missing, damaged, a pickle with code in it, or keys that do not fit.
+    """
+    if not path.is_file():
+        raise DataError("no such weights", where=path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            "the checkpoint holds more than tensors; it is not loaded, it could run code",
+            where=path,
+            hint="save module.state_dict(), best as .safetensors",
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise DataError(f"the weights cannot be read: {_line(error)}", where=path) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise DataError(f"the weights cannot be read: {_line(error)}", where=path) from error
+    if isinstance(state, dict) and set(state) == {"state_dict"}:
+        state = state["state_dict"]
+    try:
+        module.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise DataError(f"the weights do not fit the module: {' '.join(str(error).split())[:300]}", where=path) from error
+
+
+def inputs_of(module: nn.Module, examples: Sequence[torch.Tensor], specs: Sequence[str]) -> list[Input]:
+    """The module's inputs from `specs`, else from its example inputs.
+
+    Raises UsageError when neither is there, or when they do not fit forward().
+    """
+    parameters = python_inspect.signature(module.forward).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    arguments = [p.name for p in positional]
+    if specs:
+        found = parse_inputs(specs, arguments)
+    elif examples:
+        if len(examples) > len(arguments):
+            raise UsageError(f"{len(examples)} example inputs for {len(arguments)} arguments of forward()")
+        arrays = [e.detach().cpu().numpy() for e in examples]
+        found = [
+            Input(name, str(a.dtype), a.shape, example=a) for name, a in zip(arguments, arrays, strict=False)
+        ]
+    else:
+        example = ", ".join(f"--inputs '{name}:float32[1,...]'" for name in arguments[:2])
+        raise UsageError("the shapes of the inputs are not known", where="--inputs", hint=f"give {example}")
+    if [one.name for one in found] != arguments[: len(found)]:
+        raise UsageError("the inputs must be the first arguments of forward(), none left out", where="--inputs")
+    missing = [p.name for p in positional[len(found) :] if p.default is p.empty]
+    if missing:
+        raise UsageError(f"forward() also needs '{missing[0]}'", where="--inputs")
+    return found
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

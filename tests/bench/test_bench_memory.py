@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from onnxcomp.bench import memory
+
+
+def test_unreadable_is_none(tmp_path):
+    assert memory.measure(tmp_path) == memory.Memory()
+
+
+def test_fields_from_the_kernel_text(tmp_path):
+    (tmp_path / "smaps_rollup").write_text(
+        "55-7f ---p 00000000 00:00 0 [rollup]\nRss: 100 kB\nPss: 60 kB\nPss_Anon: 40 kB\nPss_File: 20 kB\n"
+        "Private_Clean: 10 kB\nPrivate_Dirty: 35 kB\nPrivate_Hugetlb: 2 kB\n"
+    )
+    (tmp_path / "status").write_text("Name:\tx\nVmHWM:\t  120 kB\n")
+    assert memory.measure(tmp_path) == memory.Memory(60 << 10, 47 << 10, 40 << 10, 20 << 10, 120 << 10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no smaps_rollup here")
+def test_own_process_grows_with_what_it_holds():
+    before = memory.measure()
+    block = bytearray(os.urandom(1 << 20) * 32)
+    after = memory.measure()
+    assert after.uss_bytes - before.uss_bytes >= 30 << 20
+    assert after.peak_bytes >= after.uss_bytes * 0.5
+    assert len(block) == 32 << 20
+    assert set(after.to_json()) == {"pss_bytes", "uss_bytes", "anonymous_bytes", "file_bytes", "peak_bytes"}
