@@ -12,3 +12,56 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
 
 __version__ = "0.1.0"
+
+#: public name -> module that defines it; imported on first use, so that `import onnxcomp` is light
+_PUBLIC: dict[str, str] = {
+    "Batches": "onnxcomp.data",
+    "Benchmark": "onnxcomp.bench",
+    "Fidelity": "onnxcomp.evaluate",
+    "Inspection": "onnxcomp.inspect",
+    "Interval": "onnxcomp.evaluate",
+    "OnnxcompError": "onnxcomp.errors",
+    "Optimized": "onnxcomp.pipeline",
+    "PruneMagnitude": "onnxcomp.passes",
+    "QuantizeDynamic": "onnxcomp.passes",
+    "QuantizeStatic": "onnxcomp.passes",
+    "Recipe": "onnxcomp.recipe",
+    "Record": "onnxcomp.pipeline",
+    "Score": "onnxcomp.evaluate",
+    "SessionSettings": "onnxcomp.runtime",
+    "Simplify": "onnxcomp.passes",
+    "UpgradeOpset": "onnxcomp.passes",
+    "bench": "onnxcomp.bench",
+    "compare": "onnxcomp.evaluate",
+    "evaluate": "onnxcomp.evaluate",
+    "inspect": "onnxcomp.inspect",
+    "load": "onnxcomp.model",
+    "optimize": "onnxcomp.pipeline",
+    "optimize_file": "onnxcomp.pipeline",
+    "save": "onnxcomp.pipeline",
+    "verify": "onnxcomp.pipeline",
+}
+
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 - names from the table
+
+if TYPE_CHECKING:
+    from onnxcomp.bench import Benchmark, bench
+    from onnxcomp.data import Batches
+    from onnxcomp.errors import OnnxcompError
+    from onnxcomp.evaluate import Fidelity, Interval, Score, compare, evaluate
+    from onnxcomp.inspect import Inspection, inspect
+    from onnxcomp.model import load
+    from onnxcomp.passes import PruneMagnitude, QuantizeDynamic, QuantizeStatic, Simplify, UpgradeOpset
+    from onnxcomp.pipeline import Optimized, Record, optimize, optimize_file, save, verify
+    from onnxcomp.recipe import Recipe
+    from onnxcomp.runtime import SessionSettings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'onnxcomp' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
 import math
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxcomp import worker
+from onnxcomp import documents, worker
 from onnxcomp.errors import OnnxcompError, UnsupportedError, from_os_error
 
 Json = dict[str, Any]
@@ -68,9 +67,15 @@ def demo(
         raise from_os_error(error, place) from error
     start = time.perf_counter()
     trained = run(_train, str(place), seed, epochs)
-    say(f"trained in {trained['seconds']:.0f} s, {trained['accuracy']:.2%} right in torch on {trained['test']} held-out samples")
+    say(
+        f"trained in {trained['seconds']:.0f} s: {trained['accuracy']:.2%} right in torch "
+        f"on {trained['test']} held-out samples"
+    )
     model, exported = _export(place, limits, on_progress)
-    say(f"exported, equal to torch within {max(p['max_rel_error'] for p in exported['parity']):.0e} at {len(exported['parity'])} batch sizes")
+    say(
+        f"exported: equal to torch within {max(p['max_rel_error'] for p in exported['parity']):.0e} "
+        f"at {len(exported['parity'])} batch sizes"
+    )
     rows, refused = _candidates(run, place, model, say)
     for row in rows:
         row.update(_judge(run, row, place, model, max_drop))
@@ -213,21 +218,24 @@ def _choose(rows: Sequence[Json], max_drop: float) -> Json:
     if faster:
         best = max(faster, key=lambda r: r["speedup"]["low"])
         text = (
-            f"{best['name']} is {best['speedup']['value']:.2f} times faster and {1 / best['size_ratio']:.2f} times "
-            f"smaller than float32, at a drop of {100 * best['drop']['value']:.2f} points"
+            f"{best['name']} is {best['speedup']['value']:.2f} times faster and "
+            f"{1 / best['size_ratio']:.2f} times smaller than float32, "
+            f"at a drop of {100 * best['drop']['value']:.2f} points"
         )
     elif fit:
         best = min(fit, key=lambda r: r["bytes"])
         text = (
             f"nothing is measurably faster than float32 on this machine; {best['name']} is "
-            f"{1 / best['size_ratio']:.2f} times smaller, at a drop of {100 * best['drop']['value']:.2f} points"
+            f"{1 / best['size_ratio']:.2f} times smaller, "
+            f"at a drop of {100 * best['drop']['value']:.2f} points"
         )
     else:
         return {"winner": None, "conclusion": "No candidate is within the budget; serve float32."}
     if best["gate"] != "passed":
         text += (
-            f" (between {100 * best['drop']['low']:.2f} and {100 * best['drop']['high']:.2f}; about "
-            f"{_samples_needed(best['drop'], max_drop, best['samples']):,} held-out samples would make it certain)"
+            f" (between {100 * best['drop']['low']:.2f} and {100 * best['drop']['high']:.2f}; "
+            f"about {_samples_needed(best['drop'], max_drop, best['samples']):,} held-out samples "
+            f"would make it certain)"
         )
     return {"winner": best["name"], "conclusion": text[0].upper() + text[1:] + "."}
 
@@ -241,11 +249,10 @@ def _samples_needed(drop: Mapping[str, float], max_drop: float, samples: int) ->
 
 def _write(folder: str, result: Json) -> None:
     from onnxcomp import model as models
-    from onnxcomp.pipeline import json_bytes
     from onnxcomp.report.page import build
 
     place = Path(folder)
     document = {"schema": "onnxcomp/demo/1", **result}
-    models.write_file(place / "demo.json", json_bytes(document), force=True)
+    models.write_file(place / "demo.json", documents.to_text(document).encode(), force=True)
     page = build([document], title="onnxcomp demo")
     models.write_file(place / "report.html", page.encode(), force=True)

@@ -163,7 +163,10 @@ def from_os_error(error: OSError, where: object) -> OutputError:
     hints = {
         errno.ENOSPC: ("the disk is full", "free some space, or write to another disk with -o"),
         errno.EDQUOT: ("the disk quota is used up", "free some space, or write to another disk with -o"),
-        errno.EFBIG: ("the file size limit was reached", "raise the limit (ulimit -f), or write to another disk"),
+        errno.EFBIG: (
+            "the file size limit was reached",
+            "raise the limit (ulimit -f), or write to another disk",
+        ),
         errno.EACCES: ("permission denied", "check the rights of the file and of its folder"),
         errno.EPERM: ("permission denied", "check the rights of the file and of its folder"),
         errno.EROFS: ("the file system is read-only", "write to another folder with -o"),
@@ -181,9 +184,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean '{found[0]}'?" if found else None
 
 
-def _rebuild(
-    cls: type[OnnxcompError], message: str, where: str | None, hint: str | None
-) -> OnnxcompError:
+def _rebuild(cls: type[OnnxcompError], message: str, where: str | None, hint: str | None) -> OnnxcompError:
     return cls(message, where=where, hint=hint)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from onnxcomp import model as models
+from onnxcomp.callable import make_callable
 from onnxcomp.model import ModelFile, Signature
 
 #: operators that hold weights -> which inputs may be weights, by (domain, op type)
@@ -247,14 +248,12 @@ def stored_origin(value: ir.Value | None) -> tuple[ir.Value, ir.TensorProtocol] 
 
 def is_parameter(tensor: ir.TensorProtocol) -> bool:
     """Whether a tensor holds learnt numbers: floats, or quantized integers; int64 holds shapes."""
-    return tensor.dtype.is_floating_point() or tensor.dtype.bitwidth <= 8 and tensor.dtype != ir.DataType.BOOL
+    return tensor.dtype.is_floating_point() or (tensor.dtype.bitwidth <= 8 and tensor.dtype != ir.DataType.BOOL)
 
 
 def content_key(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     """Equal for tensors of the same type, shape and bytes."""
-    digest = (
-        repr(tensor.numpy().tolist()).encode() if tensor.dtype == ir.DataType.STRING else tensor.tobytes()
-    )
+    digest = repr(tensor.numpy().tolist()).encode() if tensor.dtype == ir.DataType.STRING else tensor.tobytes()
     return tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(digest).digest()
 
 
@@ -314,11 +313,12 @@ def _sizes(value: ir.Value | None) -> list[int] | None:
     """The shape with a symbolic first axis as 1; None when any other size is not known."""
     if value is None:
         return None
-    shape = value.shape
+    origin = stored_origin(value) if value.shape is None else None
+    shape = value.shape if origin is None else origin[1].shape
     if shape is None:
-        origin = stored_origin(value)
-        if origin is None:
-            return None
-        shape = origin[1].shape
+        return None
     sizes = [1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(shape)]
     return [d for d in sizes if isinstance(d, int)] if all(isinstance(d, int) for d in sizes) else None
+
+
+make_callable(__name__, inspect)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import time
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 import onnxcomp
-from onnxcomp import evaluate, inspect, runtime, worker
+from onnxcomp import documents, runtime, worker
 from onnxcomp import model as models
 from onnxcomp.data import Batches
 from onnxcomp.errors import (
@@ -28,9 +27,8 @@ from onnxcomp.errors import (
     NoEffectError,
     OnnxcompError,
     UsageError,
-    from_os_error,
 )
-from onnxcomp.evaluate import Fidelity
+from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
 from onnxcomp.model import ModelFile
 from onnxcomp.passes.base import Context, Note, Pass, temporary_context
 
@@ -184,14 +182,10 @@ def optimize_file(
     def describe(made: ModelFile) -> bytes:
         warnings = [*check.warnings, *about.get("warnings", ())]
         facts = {k: v for k, v in about.items() if k != "warnings"} or None
-        record["it"] = Record(
-            before, made, done.passes, check.fidelity, check.equivalence, facts, tuple(warnings)
-        )
-        return json_bytes({"schema": schema, **record["it"].to_json()})
+        record["it"] = Record(before, made, done.passes, check.fidelity, check.equivalence, facts, tuple(warnings))
+        return documents.to_text({"schema": schema, **record["it"].to_json()}).encode()
 
-    models.publish(
-        done.model, output, verify=check, force=force, inputs=(source,), record=describe
-    )
+    models.publish(done.model, output, verify=check, force=force, inputs=(source,), record=describe)
     return record["it"]
 
 
@@ -213,7 +207,12 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `onnxcomp verify --json`."""
-        return {"model": self.file.to_json(), "record": str(self.record), "checks": list(self.checks), "ok": True}
+        return {
+            "model": self.file.to_json(),
+            "record": str(self.record),
+            "checks": list(self.checks),
+            "ok": True,
+        }
 
 
 def verify(path: str | os.PathLike[str]) -> Verification:
@@ -224,7 +223,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     """
     path = Path(path)
     note = models.record_path(path)
-    record = read_json(note)
+    record = documents.read(note)
     try:
         wanted = record["output"]
         digest, parts = wanted["sha256"], {p["path"]: p["sha256"] for p in wanted.get("external", ())}
@@ -254,24 +253,6 @@ def versions() -> dict[str, str]:
     found["python"] = platform.python_version()
     found["cpu"] = " ".join(sorted(runtime.cpu_features()))
     return {"onnxcomp": onnxcomp.__version__, **found}
-
-
-def json_bytes(value: Any) -> bytes:
-    """JSON text, one trailing newline; NaN and infinity are bugs."""
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises OutputError (unreadable), DataError (not an object)."""
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise from_os_error(error, path) from error
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}", where=path) from error
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object", where=path)
-    return value
 
 
 class _Check:
@@ -334,7 +315,7 @@ class _Check:
 
     def _compare(self, path: Path, batches: Batches) -> Fidelity:
         reference = runtime.open_session(self._source)
-        return evaluate.compare_sessions(reference, runtime.open_session(path), batches)
+        return compare_sessions(reference, runtime.open_session(path), batches)
 
     def _on_noise(self, path: Path) -> Fidelity | None:
         """Equivalence (not quality) can be shown on noise; sizes of symbolic axes are tried."""
@@ -361,7 +342,9 @@ def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool
         raise type(error)(error.message, where=where, hint=error.hint) from error
     if not effect.changed and not allow_no_effect:
         raise NoEffectError(
-            "the pass changed nothing", where=step.name, hint="leave it out, or allow it with --allow-no-effect"
+            "the pass changed nothing",
+            where=step.name,
+            hint="leave it out, or allow it with --allow-no-effect",
         )
     return PassRecord(
         step.name,

@@ -1,11 +1,11 @@
 """Recipes: an ordered list of passes as TOML data. Strict: unknown keys and wrong types are errors.
 
-    [[pass]]
-    name = "simplify"
+[[pass]]
+name = "simplify"
 
-    [[pass]]
-    name = "quantize-static"
-    exclude = ["/head/Conv"]
+[[pass]]
+name = "quantize-static"
+exclude = ["/head/Conv"]
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def make_pass(name: str, options: Mapping[str, Any], *, where: str = "options") 
         hint = nearest(name, known) or f"there are: {', '.join(known)}"
         raise RecipeError(f"unknown pass '{name}'", where=where, hint=hint)
     cls = known[name]
-    fields = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = [f.name for f in cls.fields()]
     for key in options:
         if key not in fields:
             hint = nearest(key, fields) or f"{name} has: {', '.join(fields) or 'no options'}"
@@ -132,15 +132,14 @@ def _model_of(cls: type[Pass]) -> type[pydantic.BaseModel]:
     """A strict pydantic model of a pass's fields."""
     hints = typing.get_type_hints(cls)
     fields: dict[str, Any] = {
-        f.name: (hints[f.name], pydantic.Field(f.default, description=f.metadata["doc"]))
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type] - every pass is a dataclass
+        f.name: (hints[f.name], pydantic.Field(f.default, description=f.metadata["doc"])) for f in cls.fields()
     }
     config = pydantic.ConfigDict(strict=True, extra="forbid", title=cls.name)
     return pydantic.create_model(cls.__name__, __config__=config, **fields)
 
 
 def _changed(step: Pass) -> dict[str, Any]:
-    fields = dataclasses.fields(step)  # type: ignore[arg-type] - every pass is a dataclass
+    fields = step.fields()
     defaults = {f.name: f.default for f in fields}
     values = step.options()
     return {k: v for k, v in values.items() if getattr(step, k) != defaults[k] and v is not None}

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from onnxcomp import model as models
 from onnxcomp.errors import (
@@ -31,6 +29,15 @@ from onnxcomp.errors import (
     nearest,
 )
 from onnxcomp.model import InputSpec, Signature
+
+try:
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as _state
+except ImportError as error:
+    raise UnsupportedError(
+        f"onnxruntime cannot be imported: {error}",
+        hint="pip install 'onnxcomp[cpu]', or 'onnxcomp[gpu]' for CUDA; never both",
+    ) from error
 
 #: an array, or a list of these, or a dict (ZipMap): what one output of a session can be
 Output = Any
@@ -145,7 +152,7 @@ class Session:
         """Run once: {output name: array}. Raises DataError when ORT refuses the feeds."""
         try:
             values = self.ort.run(None, dict(feeds))
-        except Exception as error:  # noqa: BLE001 - ORT raises a dozen unrelated classes; all become typed
+        except Exception as error:
             raise translate(error, self.path, running=True) from error
         return {spec.name: v for spec, v in zip(self.signature.outputs, values, strict=True)}
 
@@ -181,7 +188,7 @@ def open_session(
     wanted = _providers(provider)
     try:
         session = ort.InferenceSession(source, options, providers=wanted)
-    except Exception as error:  # noqa: BLE001 - ORT raises a dozen unrelated classes; all become typed
+    except Exception as error:
         raise translate(error, file, running=False) from error
     if session.get_providers()[0] != wanted[0]:
         raise ProviderError(
@@ -301,9 +308,7 @@ def _session_signature(session: ort.InferenceSession) -> Signature:
         shape = tuple(d if isinstance(d, str) or (isinstance(d, int) and d >= 0) else None for d in arg.shape)
         return InputSpec(arg.name, _ORT_DTYPES.get(match[1], match[1]), shape)
 
-    return Signature(
-        tuple(spec(a) for a in session.get_inputs()), tuple(spec(a) for a in session.get_outputs())
-    )
+    return Signature(tuple(spec(a) for a in session.get_inputs()), tuple(spec(a) for a in session.get_outputs()))
 
 
 def _zeros(spec: InputSpec) -> np.ndarray | None:

@@ -66,6 +66,8 @@ def isolated(
 
     Args:
         fn: a module-level function that can be imported (not from `__main__`).
+        *args: its positional arguments; they and the result must be picklable.
+        **kwargs: its keyword arguments.
         limits: see `WorkerLimits`.
         on_progress: called with (text, fraction or None) for every `report` in the child.
 
@@ -73,9 +75,7 @@ def isolated(
     WorkerTimeoutError, LimitError (memory); RemoteError for anything unexpected.
     """
     if getattr(fn, "__module__", "") == "__main__":
-        raise UsageError(
-            "a worker cannot import a function of the main script", where=fn, hint="move it to a module"
-        )
+        raise UsageError("a worker cannot import a function of the main script", where=fn, hint="move it to a module")
     limits = limits or WorkerLimits()
     task = pickle.dumps((fn, args, kwargs))
     read_fd, write_fd = os.pipe()
@@ -160,9 +160,7 @@ def _supervise(
                 hint="raise --memory-limit, use smaller batches, or a machine with more memory",
             )
         if limits.seconds is not None and now - start > limits.seconds:
-            raise WorkerTimeoutError(
-                f"the worker ran longer than {limits.seconds:g} s", hint="raise --time-limit"
-            )
+            raise WorkerTimeoutError(f"the worker ran longer than {limits.seconds:g} s", hint="raise --time-limit")
         if limits.stall_seconds is not None and now - heard > limits.stall_seconds:
             raise WorkerTimeoutError(
                 f"the worker made no progress for {limits.stall_seconds:g} s", hint="raise --time-limit"
@@ -245,13 +243,13 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
+def _interrupt(_signum: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
 def _child(write_fd: int) -> None:
     """The child's main: read the task, run it, send the result."""
-    global _reporter
+    global _reporter  # noqa: PLW0603 - one per process, set once
     signal.signal(signal.SIGTERM, _interrupt)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):

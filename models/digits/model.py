@@ -21,9 +21,7 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outside)
         self.shortcut: nn.Module = nn.Identity()
         if inside != outside or stride != 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: float32, (batch, inside, height, width) -> (batch, outside, height / stride, width / stride)."""
@@ -37,9 +35,7 @@ class Digits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, second, third = WIDTHS
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
         self.blocks = nn.Sequential(Block(first, first, 1), Block(first, second, 2), Block(second, third, 2))
         self.head = nn.Linear(third, CLASSES)
 

@@ -36,9 +36,7 @@ def data() -> Data:
     return Data(parts[0], parts[2], parts[1], parts[3])
 
 
-def train(
-    *, seed: int = 0, epochs: int = EPOCHS, on_progress: Callable[[str, float], None] | None = None
-) -> nn.Module:
+def train(*, seed: int = 0, epochs: int = EPOCHS, on_progress: Callable[[str, float], None] | None = None) -> nn.Module:
     """A trained network in eval mode. Same seed and threads, same weights.
 
     AdamW with a one-cycle schedule; images are shifted by up to one pixel.

@@ -6,5 +6,8 @@ A/A control, and the result names its environment and how far to trust it.
 
 from onnxcomp.bench.result import Benchmark
 from onnxcomp.bench.scenario import SCENARIOS, bench
+from onnxcomp.callable import make_callable
 
 __all__ = ["SCENARIOS", "Benchmark", "bench"]
+
+make_callable(__name__, bench)

@@ -236,9 +236,7 @@ def one_round(arms: Sequence[Opener], clock: Clock, plan: Plan, generator: np.ra
             for index in generator.permutation(len(arms)):
                 tick = clock.time(opened[int(index)][(offset + turn) % feeds])
                 wall[index, turn], cpu[index, turn] = tick.wall_ns, tick.cpu_ns
-    return Round(
-        tuple(created), tuple(tuple(a) for a in wall.tolist()), tuple(tuple(a) for a in cpu.tolist())
-    )
+    return Round(tuple(created), tuple(tuple(a) for a in wall.tolist()), tuple(tuple(a) for a in cpu.tolist()))
 
 
 def log_ratios(rounds: Sequence[Round], arm: int, clock: str, overhead: Tick | None = None) -> np.ndarray:

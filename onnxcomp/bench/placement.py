@@ -32,9 +32,7 @@ class Placement:
         """`{provider: {nodes, share}}` under `providers`, and `ops_on_cpu`; shares sum to 1."""
         total = sum(self.nodes.values())
         return {
-            "providers": {
-                name: {"nodes": count, "share": count / total} for name, count in self.nodes.items()
-            },
+            "providers": {name: {"nodes": count, "share": count / total} for name, count in self.nodes.items()},
             "nodes": total,
             "ops_on_cpu": self.ops_on_cpu,
         }

@@ -104,9 +104,7 @@ class Benchmark:
 
     def to_json(self, *, samples: bool = True) -> dict[str, Any]:
         """The `bench` object of the command line; without `samples` only the summary."""
-        comparison = [
-            {**entry, **setting.to_json()} for setting, one in self.comparisons for entry in one.to_json()
-        ]
+        comparison = [{**entry, **setting.to_json()} for setting, one in self.comparisons for entry in one.to_json()]
         out: dict[str, Any] = {
             "environment": self.environment.to_json(),
             "trust": self.trust.to_json(),

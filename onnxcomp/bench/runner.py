@@ -19,9 +19,7 @@ DEVICES: Mapping[str, str] = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", 
 Run = Callable[[], object]
 
 
-def runs(
-    session: Session, feeds: Sequence[Mapping[str, np.ndarray]], *, bind: bool | None = None
-) -> list[Run]:
+def runs(session: Session, feeds: Sequence[Mapping[str, np.ndarray]], *, bind: bool | None = None) -> list[Run]:
     """One function without arguments per set of feeds.
 
     Args:
@@ -47,9 +45,7 @@ def _plain(session: ort.InferenceSession, names: list[str], feed: Mapping[str, n
     return lambda: run(names, feed)
 
 
-def _bound(
-    session: ort.InferenceSession, names: list[str], feed: Mapping[str, np.ndarray], device: str
-) -> Run:
+def _bound(session: ort.InferenceSession, names: list[str], feed: Mapping[str, np.ndarray], device: str) -> Run:
     binding = session.io_binding()
     for name, array in feed.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))

@@ -143,9 +143,7 @@ class _Job:
     def measure(self) -> tuple[list[Result], comparing.Comparison | None]:
         clock = clock_for(self.provider, self.settings.threads)
         feeds = self._feeds()
-        results = [
-            self._single(index, feeds, clock, index * self._single_share) for index in range(len(self.paths))
-        ]
+        results = [self._single(index, feeds, clock, index * self._single_share) for index in range(len(self.paths))]
         return results, self._compare(results, feeds, clock) if len(self.paths) > 1 else None
 
     def _feeds(self) -> Feeds:
@@ -246,9 +244,7 @@ def _check(
         raise UsageError("delta is a relative difference between 0 and 1", where=f"delta={delta}")
 
 
-def _contention(
-    results: Sequence[Result], comparisons: Sequence[tuple[Setting, comparing.Comparison]]
-) -> float | None:
+def _contention(results: Sequence[Result], comparisons: Sequence[tuple[Setting, comparing.Comparison]]) -> float | None:
     """The worst wall / CPU time of what ran on one thread of the CPU; None where nothing did."""
     found = [r.latency.contention for r in results if _one_thread(r.setting)]
     found += [c.contention() for s, c in comparisons if _one_thread(s)]

@@ -115,9 +115,7 @@ def samples_needed(share: float, confidence: float = 1 - ALPHA) -> int:
     return count
 
 
-def percentile(
-    samples: Sequence[float] | np.ndarray, share: float, confidence: float = 1 - ALPHA
-) -> Percentile:
+def percentile(samples: Sequence[float] | np.ndarray, share: float, confidence: float = 1 - ALPHA) -> Percentile:
     """The percentile at `share` in (0, 1), with its exact order-statistic interval.
 
     The tails are equal where the sample allows it; near the minimum size the upper bound is the

@@ -16,9 +16,7 @@ from onnxcomp.cli.shell import Shell
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Samples per run.")
 @click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
 @shells.common()
-def command(
-    shell: Shell, reference: str, candidate: str, data: str, batch_size: int, provider: str
-) -> None:
+def command(shell: Shell, reference: str, candidate: str, data: str, batch_size: int, provider: str) -> None:
     """Measure how near CANDIDATE's outputs are to REFERENCE's on the same real inputs."""
     from onnxcomp.report import tables
 

@@ -15,9 +15,7 @@ from onnxcomp.cli.shell import Budget, Shell
 @click.option("--epochs", type=click.IntRange(min=1), help="Training epochs; default: the model's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of training and of random orders.")
 @shells.common()
-def command(
-    shell: Shell, output: str, max_drop: float, seconds: float, epochs: int | None, seed: int
-) -> None:
+def command(shell: Shell, output: str, max_drop: float, seconds: float, epochs: int | None, seed: int) -> None:
     """Train a CNN on handwritten digits, export, shrink, judge and benchmark it; write a report."""
     from onnxcomp.demo import demo
     from onnxcomp.report import tables

@@ -60,8 +60,8 @@ def _gate(result: Json, max_drop: float, model: str) -> None:
     worst = drop["high"] if result["higher_is_better"] else -drop["low"]
     if worst > max_drop:
         raise AccuracyGateError(
-            f"the drop may be as large as {worst:.4g} (measured {drop['value']:.4g} on {result['samples']} samples), "
-            f"{max_drop:g} is allowed",
+            f"the drop may be as large as {worst:.4g}, {max_drop:g} is allowed "
+            f"(measured {drop['value']:.4g} on {result['samples']} samples)",
             where=model,
             hint="more labelled samples make the interval narrower" if drop["value"] <= max_drop else None,
         )

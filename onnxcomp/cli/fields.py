@@ -24,7 +24,7 @@ def pass_options(*passes: type[Pass]) -> Callable[[Callable[..., None]], Callabl
     fields: dict[str, tuple[dataclasses.Field[Any], Any, list[type[Pass]]]] = {}
     for cls in passes:
         hints = typing.get_type_hints(cls)
-        for field in dataclasses.fields(cls):  # type: ignore[arg-type] - every pass is a dataclass
+        for field in cls.fields():
             fields.setdefault(field.name, (field, hints[field.name], []))[2].append(cls)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -37,15 +37,15 @@ def pass_options(*passes: type[Pass]) -> Callable[[Callable[..., None]], Callabl
 
 def given(values: Mapping[str, Any], cls: type[Pass]) -> dict[str, Any]:
     """The options of this pass that the user gave, by field name; the others keep their defaults."""
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type] - every pass is a dataclass
+    names = [f.name for f in cls.fields()]
     chosen = {n: values[n] for n in names if n in values and values[n] is not None and values[n] != ()}
     return {n: _split(v) if n in _COMMAS else list(v) if isinstance(v, tuple) else v for n, v in chosen.items()}
 
 
 def not_of(values: Mapping[str, Any], cls: type[Pass], others: tuple[type[Pass], ...]) -> list[str]:
     """Names of options that the user gave and that only another pass has."""
-    mine = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type] - every pass is a dataclass
-    theirs = {f.name for other in others for f in dataclasses.fields(other)}  # type: ignore[arg-type]
+    mine = {f.name for f in cls.fields()}
+    theirs = {f.name for other in others for f in other.fields()}
     return [n for n in sorted(theirs - mine) if values.get(n) not in (None, ())]
 
 

@@ -10,9 +10,9 @@ from onnxcomp.cli import passes as verbs
 from onnxcomp.cli.fields import given, not_of, pass_options
 from onnxcomp.cli.shell import Shell
 from onnxcomp.errors import UsageError
-from onnxcomp.passes import QuantizeDynamic, QuantizeStatic
+from onnxcomp.passes import Pass, QuantizeDynamic, QuantizeStatic
 
-_MODES = {"dynamic": QuantizeDynamic, "static": QuantizeStatic}
+_MODES: dict[str, type[Pass]] = {"dynamic": QuantizeDynamic, "static": QuantizeStatic}
 
 
 @click.command("quantize")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json as jsonlib
 import re
 import sys
 import traceback
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxcomp import errors
+from onnxcomp import documents, errors
 from onnxcomp.errors import OnnxcompError, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Shell:
         """Print a result: JSON, or what `render(result)` prints; notes and warnings go to stderr."""
         if self.json:
             document = {"schema": schema or f"onnxcomp/{self.verb}/1", **result}
-            click.echo(_dump(document))
+            click.echo(documents.to_text(document), nl=False)
             return
         render(result)
 
@@ -183,17 +182,11 @@ def fail(failure: BaseException, *, json: bool, debug: bool) -> int:
         text = f"internal error, a bug of onnxcomp: {type(failure).__name__}: {last[0]}"
         failure = OnnxcompError(text, hint="run again with --debug and report what it prints")
     if json:
-        click.echo(jsonlib.dumps(failure.to_json(), indent=2))
+        click.echo(documents.to_text(failure.to_json()), nl=False)
     click.echo(f"error: {one_line(str(failure))}", err=True)
     if failure.hint:
         click.echo(f"hint: {one_line(failure.hint)}", err=True)
     return failure.code
-
-
-def _dump(document: Json) -> str:
-    """Indented JSON with lists of numbers on one line: samples come in thousands."""
-    text = jsonlib.dumps(document, indent=2, allow_nan=False)
-    return re.sub(r"\[[-+.\deE,\s]+\]", lambda found: re.sub(r"\s+", "", found[0]), text)
 
 
 def one_line(text: str) -> str:

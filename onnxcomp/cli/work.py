@@ -63,3 +63,32 @@ def verify(path: str) -> Json:
     from onnxcomp.pipeline import verify as run
 
     return run(path).to_json()
+
+
+def report(runs: Sequence[str], output: str, *, title: str, force: bool) -> Json:
+    """Read results and write the page."""
+    from pathlib import Path
+
+    from onnxcomp import documents
+    from onnxcomp import model as models
+    from onnxcomp.errors import DataError
+    from onnxcomp.report.page import build
+
+    files: list[Path] = []
+    for run in map(Path, runs):
+        found = sorted(run.glob("*.json")) if run.is_dir() else [run]
+        # a demo holds its records already
+        files += [run / "demo.json"] if run / "demo.json" in found else found
+        if not found:
+            raise DataError("the folder holds no .json result", where=run)
+    models.refuse_target(Path(output), force=force, inputs=tuple(files))
+    page = build([documents.read(file) for file in files], title=title)
+    models.write_file(Path(output), page.encode(), force=force)
+    return {"output": output, "runs": [str(file) for file in files]}
+
+
+def doctor() -> Json:
+    """See `onnxcomp.doctor`."""
+    from onnxcomp.doctor import examine
+
+    return examine().to_json()

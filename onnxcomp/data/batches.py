@@ -81,8 +81,7 @@ class Batches:
             for low in range(0, usable, plan.step):
                 high = min(low + plan.step, usable)
                 feeds = {
-                    name: array[low] if plan.whole[name] else array[low:high]
-                    for name, array in plan.arrays.items()
+                    name: array[low] if plan.whole[name] else array[low:high] for name, array in plan.arrays.items()
                 }
                 labels = None if plan.labels is None else plan.labels[low:high]
                 yield Batch(_contiguous(feeds), labels, start + low, high - low)
@@ -144,9 +143,7 @@ class Batches:
         return {"source": self.source.name, "samples": self.samples, "sha256": self.fingerprint()}
 
     def _select(self, selection: np.ndarray) -> Batches:
-        return Batches(
-            self.source, self.inputs, batch_size=self.batch_size, selection=selection
-        )
+        return Batches(self.source, self.inputs, batch_size=self.batch_size, selection=selection)
 
     def _shards(self) -> Iterator[Shard]:
         """The shards of the source, reduced to the selected samples."""

@@ -38,9 +38,7 @@ class Source:
         random: whether the samples are noise.
     """
 
-    def __init__(
-        self, name: str, shards: Callable[[], Iterable[Shard]], *, random: bool = False
-    ) -> None:
+    def __init__(self, name: str, shards: Callable[[], Iterable[Shard]], *, random: bool = False) -> None:
         self.name, self._shards, self.random = name, shards, random
 
     def __iter__(self) -> Iterator[Shard]:
@@ -161,15 +159,11 @@ def _shards_of(fn: Any, name: str) -> Iterator[Shard]:
     made = fn() if callable(fn) else fn
     for shard in [made] if isinstance(made, Mapping) else made:
         if not isinstance(shard, Mapping):
-            raise DataError(
-                f"the function gave a {type(shard).__name__}, not a dictionary of arrays", where=name
-            )
+            raise DataError(f"the function gave a {type(shard).__name__}, not a dictionary of arrays", where=name)
         yield {key: np.asarray(value) for key, value in shard.items()}
 
 
-def _random(
-    text: str, inputs: tuple[InputSpec, ...], batch: int, sizes: Mapping[str, int]
-) -> Source:
+def _random(text: str, inputs: tuple[InputSpec, ...], batch: int, sizes: Mapping[str, int]) -> Source:
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(p.isdigit() for p in parts[1:]):
         raise UsageError("not of the form random:N or random:N:SEED", where=text)
@@ -179,9 +173,7 @@ def _random(
     shapes = {spec.name: _noise_shape(spec, batch, sizes) for spec in inputs}
     unknown = set(sizes) - {d for spec in inputs for d in spec.shape or () if isinstance(d, str)}
     if unknown:
-        raise UsageError(
-            f"no input has a symbolic axis '{sorted(unknown)[0]}'", where="--shape"
-        )
+        raise UsageError(f"no input has a symbolic axis '{min(unknown)}'", where="--shape")
     names = [spec.name for spec in inputs]
 
     def shards() -> Iterator[Shard]:

@@ -51,9 +51,7 @@ def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
     out: dict[str, str] = {}
     for entry in tensor.external_data:
         if entry.key in out:
-            raise InvalidModelError(
-                f"external data key '{entry.key}' stands twice", where=f"tensor {tensor.name}"
-            )
+            raise InvalidModelError(f"external data key '{entry.key}' stands twice", where=f"tensor {tensor.name}")
         out[entry.key] = entry.value
     return out
 
@@ -94,9 +92,7 @@ def _checked_size(folder: Path, location: str, model_path: Path, name: str) -> i
     if not stat.S_ISREG(info.st_mode):
         raise UnsafeModelError("external data is not a regular file", where=where, hint=hint)
     if info.st_nlink != 1:
-        raise UnsafeModelError(
-            "external data file has more than one hard link", where=where, hint="copy the file"
-        )
+        raise UnsafeModelError("external data file has more than one hard link", where=where, hint="copy the file")
     if os.path.samestat(info, os.stat(model_path)):
         raise UnsafeModelError("external data is the model file itself", where=where, hint=hint)
     return info.st_size
@@ -109,13 +105,9 @@ def _check_span(tensor: onnx.TensorProto, entries: dict[str, str], size: int) ->
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", str(expected)))
     except ValueError as error:
-        raise InvalidModelError(
-            "external data offset or length is not a number", where=where
-        ) from error
+        raise InvalidModelError("external data offset or length is not a number", where=where) from error
     if length != expected:
-        raise InvalidModelError(
-            f"external data length is {length}, the shape needs {expected} bytes", where=where
-        )
+        raise InvalidModelError(f"external data length is {length}, the shape needs {expected} bytes", where=where)
     if offset < 0 or offset + length > size:
         raise InvalidModelError(
             f"external data ends at byte {offset + length}, the file has {size}",

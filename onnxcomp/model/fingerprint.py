@@ -35,10 +35,7 @@ class ModelFile:
         """`{path, sha256, bytes}`, and `external` where there is some."""
         out: dict[str, Any] = {"path": self.path, "sha256": self.sha256, "bytes": self.bytes}
         if self.external:
-            out["external"] = [
-                {"path": name, "sha256": digest, "bytes": size}
-                for name, digest, size in self.external
-            ]
+            out["external"] = [{"path": name, "sha256": digest, "bytes": size} for name, digest, size in self.external]
         return out
 
 

@@ -117,9 +117,7 @@ def record_path(target: Path) -> Path:
     return target.with_name(target.name + ".record.json")
 
 
-def write_to(
-    model: ir.Model, folder: Path, stem: str, *, external_above: int = EXTERNAL_ABOVE
-) -> Path:
+def write_to(model: ir.Model, folder: Path, stem: str, *, external_above: int = EXTERNAL_ABOVE) -> Path:
     """Write `STEM.onnx` (and `STEM.HASH.data`) into an existing folder; same model, same bytes.
 
     Raises OutputError when the disk is full.

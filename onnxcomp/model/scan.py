@@ -66,18 +66,14 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Bytes that the declared shape and type need. Raises InvalidModelError for an unknown type."""
     bits = _BITS.get(tensor.data_type)
     if bits is None:
-        raise InvalidModelError(
-            f"tensor of unknown element type {tensor.data_type}", where=f"tensor {tensor.name}"
-        )
+        raise InvalidModelError(f"tensor of unknown element type {tensor.data_type}", where=f"tensor {tensor.name}")
     return math.ceil(math.prod(tensor.dims) * bits / 8)
 
 
 def check(proto: onnx.ModelProto, limits: Limits) -> None:
     """Raise InvalidModelError or UnsafeModelError for the first thing that is wrong."""
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
-        raise InvalidModelError(
-            "no graph in the file", hint="the file is empty, truncated or not an ONNX model"
-        )
+        raise InvalidModelError("no graph in the file", hint="the file is empty, truncated or not an ONNX model")
     if proto.training_info:
         raise InvalidModelError(
             "the model carries training info",
@@ -104,9 +100,7 @@ def _check_nesting(proto: onnx.ModelProto, limits: Limits) -> None:
 def _check_names(proto: onnx.ModelProto) -> None:
     for graph in walk.graphs(proto):
         seen: set[str] = set()
-        for name in [t.name for t in graph.initializer] + [
-            s.values.name for s in graph.sparse_initializer
-        ]:
+        for name in [t.name for t in graph.initializer] + [s.values.name for s in graph.sparse_initializer]:
             if name in seen:
                 raise InvalidModelError("initializer defined twice", where=f"initializer {name}")
             if not name:
@@ -192,9 +186,7 @@ def _check_expansion(proto: onnx.ModelProto, limits: Limits) -> None:
 
     def size_of(key: tuple[str, str, str]) -> int:
         if key in visiting:
-            raise InvalidModelError(
-                "a local function calls itself", where=f"function {key[0]}::{key[1]}"
-            )
+            raise InvalidModelError("a local function calls itself", where=f"function {key[0]}::{key[1]}")
         if key not in sizes:
             if len(visiting) > limits.nesting:
                 raise UnsafeModelError(

@@ -50,9 +50,7 @@ def signature(model: ir.Model) -> Signature:
     """The inputs (without those that have an initializer: IR 3 listed weights there) and outputs."""
     graph = model.graph
     feeds = [value for value in graph.inputs if value.name not in graph.initializers]
-    return Signature(
-        tuple(_spec(value) for value in feeds), tuple(_spec(value) for value in graph.outputs)
-    )
+    return Signature(tuple(_spec(value) for value in feeds), tuple(_spec(value) for value in graph.outputs))
 
 
 def _spec(value: ir.Value) -> InputSpec:
@@ -74,7 +72,7 @@ def _spec(value: ir.Value) -> InputSpec:
 
 
 def dtype_name(dtype: ir.DataType) -> str:
-    """numpy's name where numpy has the type, else ONNX's name in lower case."""
+    """Numpy's name where numpy has the type, else ONNX's name in lower case."""
     if dtype == ir.DataType.STRING:
         return "string"
     try:

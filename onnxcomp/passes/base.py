@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from onnxcomp import inspect
 from onnxcomp.data import Batches
+from onnxcomp.inspect import all_nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +95,19 @@ class Pass(ir.passes.InPlacePass):
             effect = self.apply(model, context)
         return ir.passes.PassResult(model, effect.changed)
 
+    @classmethod
+    def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """The dataclass fields: every pass is a dataclass, which the type of a base cannot say."""
+        return dataclasses.fields(cls)  # type: ignore[arg-type]
+
     def options(self) -> dict[str, Any]:
-        """The fields, as plain JSON types."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type] - every pass is a dataclass
-        values = {f.name: getattr(self, f.name) for f in fields}
+        """The values of the fields, as plain JSON types."""
+        values = {f.name: getattr(self, f.name) for f in self.fields()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def option(default: Any, doc: str) -> Any:
-    """A field of a pass with its help text: `sparsity: float = option(0.5, "share of zeros")`."""
+    """A dataclass field with its help text `doc`."""
     return dataclasses.field(default=default, metadata={"doc": doc})
 
 
@@ -121,7 +125,7 @@ def drop_inner_shapes(model: ir.Model) -> None:
     Every tool infers them anew, they make small files larger, and left over they let ORT fuse
     SkipLayerNormalization, which on CPUs costs more than it saves.
     """
-    for node in inspect.all_nodes(model):
+    for node in all_nodes(model):
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = value.type = None

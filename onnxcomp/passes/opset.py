@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxcomp import inspect
 from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.inspect import all_nodes
 from onnxcomp.passes.base import Context, Effect, Pass, muted, option, transplant
-
 
 #: what both the converters and ORT 1.28 and later take
 _OLDEST, _NEWEST = 7, 23
@@ -54,7 +53,7 @@ def upgrade(model: ir.Model, opset: int) -> bool:
 
 
 def _refusal(model: ir.Model, opset: int, why: str) -> UnsupportedError:
-    domains = sorted({n.domain for n in inspect.all_nodes(model) if n.domain})
+    domains = sorted({n.domain for n in all_nodes(model) if n.domain})
     message = f"opset {model.opset_imports.get('')} cannot be raised to {opset}{why}"
     return UnsupportedError(
         message.splitlines()[0][:300],

@@ -1,4 +1,4 @@
-"""`simplify`: fold constants, drop dead code and duplicates, fold BatchNormalization. Composed, not written."""
+"""`simplify`: fold constants and BatchNormalization, drop dead code and duplicates; composed, not written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import dataclasses
 from typing import Any, ClassVar
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
-from onnxcomp import inspect
 from onnxcomp.errors import UnsupportedError
+from onnxcomp.inspect import all_nodes, constants, op_counts
 from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, option
 
 
@@ -38,8 +38,8 @@ class Simplify(Pass):
         before = _state(model)
         simplify(model, constant_bytes=self.constant_bytes)
         after = _state(model)
-        removed = {op: n for op, n in sorted((before.ops - after.ops).items())}
-        added = {op: n for op, n in sorted((after.ops - before.ops).items())}
+        removed = dict(sorted((before.ops - after.ops).items()))
+        added = dict(sorted((after.ops - before.ops).items()))
         details: dict[str, Any] = {
             "nodes": {"before": before.ops.total(), "after": after.ops.total()},
             "removed": removed,
@@ -53,14 +53,21 @@ def simplify(model: ir.Model, *, constant_bytes: int) -> None:
     """Run the rewrites in place."""
     from onnxscript import optimizer
 
-    names = [node.name for node in inspect.all_nodes(model)]
+    names = [node.name for node in all_nodes(model)]
     try:
         common.RemoveInitializersFromInputsPass()(model)
         optimizer.optimize_ir(model, output_size_limit=constant_bytes)
         common.RemoveUnusedNodesPass()(model)
         drop_inner_shapes(model)
         _drop_traces(model, {name for name in names if name}, len(names))
-    except (ir.passes.PassError, ir.serde.SerdeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ir.passes.PassError,
+        ir.serde.SerdeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         cause = error.__cause__ or error
         raise UnsupportedError(
             f"the optimizer cannot digest this graph: {type(cause).__name__}: {cause}".splitlines()[0],
@@ -72,7 +79,7 @@ def simplify(model: ir.Model, *, constant_bytes: int) -> None:
 def _drop_traces(model: ir.Model, names: set[str], nodes: int) -> None:
     """The rewriter's bookkeeping, and names it gave to the nodes of a model without names, go again."""
     unnamed = len(names) < nodes / 2
-    for node in inspect.all_nodes(model):
+    for node in all_nodes(model):
         if unnamed and node.name not in names:
             node.name = ""
         for key in [k for k in node.metadata_props if k.startswith("pkg.onnxscript.")]:
@@ -89,7 +96,7 @@ class _State:
 def _state(model: ir.Model) -> _State:
     names = {value.name for value in model.graph.inputs}
     return _State(
-        inspect.op_counts(model),
-        sum(tensor.nbytes for _, tensor in inspect.constants(model)),
+        op_counts(model),
+        sum(tensor.nbytes for _, tensor in constants(model)),
         sum(name in names for name in model.graph.initializers),
     )

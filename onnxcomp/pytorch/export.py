@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from onnxcomp import model as models
 from onnxcomp import runtime, worker
@@ -104,21 +104,35 @@ def export(
         raise UsageError(f"opset {opset} is not in 18 to 23", where="--opset", hint=f"{OPSET} is the default")
     models.refuse_target(Path(output), force=force)
     _refuse_main(target)
-    return worker.isolated(
-        _export,
+    job = _Job(
         target,
-        os.fspath(output),
+        Path(output),
         tuple(inputs),
         tuple(dynamic),
         opset,
-        None if weights is None else os.fspath(weights),
+        None if weights is None else Path(weights),
         tuple(check_sizes),
         tuple(output_names),
         tolerance,
         force,
-        limits=limits,
-        on_progress=on_progress,
     )
+    return worker.isolated(_export, job, limits=limits, on_progress=on_progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """The arguments of `export`, on their way to the child."""
+
+    target: Any
+    output: Path
+    inputs: tuple[str, ...]
+    dynamic: tuple[str, ...]
+    opset: int
+    weights: Path | None
+    check_sizes: tuple[str, ...]
+    output_names: tuple[str, ...]
+    tolerance: float
+    force: bool
 
 
 def _refuse_main(target: object) -> None:
@@ -133,18 +147,7 @@ def _refuse_main(target: object) -> None:
             )
 
 
-def _export(
-    target: Any,
-    output: str,
-    inputs: tuple[str, ...],
-    dynamic: tuple[str, ...],
-    opset: int,
-    weights: str | None,
-    check_sizes: tuple[str, ...],
-    output_names: tuple[str, ...],
-    tolerance: float,
-    force: bool,
-) -> Exported:
+def _export(job: _Job) -> Exported:
     """The child's part."""
     import torch
 
@@ -154,14 +157,14 @@ def _export(
     start = time.perf_counter()
     worker.report("loading the module")
     torch.manual_seed(0)  # an untrained module gets the same weights each time
-    module, examples = targets.resolve(target)
-    if weights is not None:
-        targets.load_weights(module, Path(weights))
-    found = specs_of.with_dynamic(targets.inputs_of(module, examples, inputs), dynamic)
-    sizes = specs_of.sizes_to_check(found, check_sizes)
+    module, examples = targets.resolve(job.target)
+    if job.weights is not None:
+        targets.load_weights(module, job.weights)
+    found = specs_of.with_dynamic(targets.inputs_of(module, examples, job.inputs), job.dynamic)
+    sizes = specs_of.sizes_to_check(found, job.check_sizes)
     worker.report("exporting")
-    model = _trace(module, found, opset)
-    _rename(model, [one.name for one in found], output_names)
+    model = _trace(module, found, job.opset)
+    _rename(model, [one.name for one in found], job.output_names)
     _loosen(model, parity.output_shapes(module, found, sizes))
     drop_inner_shapes(model)
     common.ClearMetadataAndDocStringPass()(model)  # it holds absolute paths of the user's sources
@@ -170,12 +173,10 @@ def _export(
     def verify(path: Path) -> None:
         runtime.check_loads(path)
         parity.check_axes(path, found)
-        checks.extend(parity.check_parity(module, path, found, sizes, tolerance))
+        checks.extend(parity.check_parity(module, path, found, sizes, job.tolerance))
 
-    done = models.publish(model, output, verify=verify, force=force)
-    return Exported(
-        done, model.opset_imports[""], models.signature(model), tuple(checks), time.perf_counter() - start
-    )
+    done = models.publish(model, job.output, verify=verify, force=job.force)
+    return Exported(done, model.opset_imports[""], models.signature(model), tuple(checks), time.perf_counter() - start)
 
 
 def _trace(module: nn.Module, inputs: Sequence[specs_of.Input], opset: int) -> ir.Model:
@@ -200,7 +201,7 @@ def _trace(module: nn.Module, inputs: Sequence[specs_of.Input], opset: int) -> i
                 opset_version=opset,
                 verbose=False,
             )
-        except Exception as error:  # noqa: BLE001 - the exporter raises whatever fails inside
+        except Exception as error:
             raise _refusal(error) from error
     if made is None:
         raise UnsupportedError("torch exported nothing")

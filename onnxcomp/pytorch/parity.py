@@ -81,7 +81,9 @@ def check_parity(
             got = list(session.run(arrays).values())
         except DataError as error:
             raise AccuracyGateError(
-                f"the exported model does not run at {_show(case)}: {error.message}", where=path.name, hint=_HINT
+                f"the exported model does not run at {_show(case)}: {error.message}",
+                where=path.name,
+                hint=_HINT,
             ) from error
         done.append(Parity(case, _worst(names, expected, got, case, tolerance)))
     if len(sizes) > 1 and len(done) - 1 < _FEWEST_OTHERS:
@@ -114,7 +116,7 @@ _HINT = "a size is baked into the graph: Python code that depends on x.shape run
 def _torch(module: nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     with torch.inference_mode():
         output = module(*(torch.from_numpy(a) for a in arrays))
-    leaves = torch.utils._pytree.tree_leaves(output)  # noqa: SLF001 - what the exporter itself flattens with
+    leaves = torch.utils._pytree.tree_leaves(output)
     return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
@@ -131,7 +133,9 @@ def _worst(
     for name, want, have in zip(names, expected, got, strict=True):
         if want.shape != have.shape:
             raise AccuracyGateError(
-                f"shape {have.shape} instead of {want.shape} at {_show(sizes)}", where=f"output {name}", hint=_HINT
+                f"shape {have.shape} instead of {want.shape} at {_show(sizes)}",
+                where=f"output {name}",
+                hint=_HINT,
             )
         error = _relative(want, have)
         if not error <= tolerance:

@@ -93,7 +93,9 @@ def with_dynamic(inputs: Sequence[Input], specs: Sequence[str]) -> list[Input]:
         dataclasses.replace(
             one,
             dims=dims.get(one.name, {}),
-            shape=tuple(traced[dims[one.name][i]] if i in dims.get(one.name, {}) else d for i, d in enumerate(one.shape)),
+            shape=tuple(
+                traced[dims[one.name][i]] if i in dims.get(one.name, {}) else d for i, d in enumerate(one.shape)
+            ),
         )
         for one in inputs
     ]

@@ -71,7 +71,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise DataError(f"the weights do not fit the module: {' '.join(str(error).split())[:300]}", where=path) from error
+        raise DataError(
+            f"the weights do not fit the module: {' '.join(str(error).split())[:300]}", where=path
+        ) from error
 
 
 def inputs_of(module: nn.Module, examples: Sequence[torch.Tensor], specs: Sequence[str]) -> list[Input]:
@@ -88,9 +90,7 @@ def inputs_of(module: nn.Module, examples: Sequence[torch.Tensor], specs: Sequen
         if len(examples) > len(arguments):
             raise UsageError(f"{len(examples)} example inputs for {len(arguments)} arguments of forward()")
         arrays = [e.detach().cpu().numpy() for e in examples]
-        found = [
-            Input(name, str(a.dtype), a.shape, example=a) for name, a in zip(arguments, arrays, strict=False)
-        ]
+        found = [Input(name, str(a.dtype), a.shape, example=a) for name, a in zip(arguments, arrays, strict=False)]
     else:
         example = ", ".join(f"--inputs '{name}:float32[1,...]'" for name in arguments[:2])
         raise UsageError("the shapes of the inputs are not known", where="--inputs", hint=f"give {example}")

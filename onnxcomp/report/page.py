@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,9 @@ def build(documents: Sequence[Json], *, title: str = "onnxcomp report") -> str:
     except ImportError as error:
         raise UnsupportedError("the page needs jinja2", hint="pip install 'onnxcomp[report]'") from error
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["svg"] = markupsafe.Markup  # made by us; all text of results is escaped
     return environment.get_template("page.html").render(title=title, sections=sections, verdicts=plots.COLOURS)
@@ -136,7 +137,18 @@ def _bench(document: Json) -> list[Section]:
         ]
         for r in results
     ]  # fmt: skip
-    head = ["model", "provider", "batch", "threads", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "samples/s", "process memory"]
+    head = [
+        "model",
+        "provider",
+        "batch",
+        "threads",
+        "p50 ms",
+        "p90 ms",
+        "p95 ms",
+        "p99 ms",
+        "samples/s",
+        "process memory",
+    ]
     found = [Table(head, rows)]
     figures = []
     samples = [(_name(r["model"]), r["samples"]["wall_ns"]) for r in results if "samples" in r]
@@ -173,7 +185,10 @@ def _environment(found: Json) -> Section:
         ["memory", text.size(found["memory_bytes"])],
         ["kernel", found["kernel"]],
         ["load before", ", ".join(f"{x:.1f}" for x in found["load_average"])],
-        ["ONNX Runtime", f"{ort['version']} ({', '.join(ort['distributions'])}), telemetry {'on' if ort['telemetry'] else 'off'}"],
+        [
+            "ONNX Runtime",
+            f"{ort['version']} ({', '.join(ort['distributions'])}), telemetry {'on' if ort['telemetry'] else 'off'}",
+        ],
         ["packages", ", ".join(f"{k} {v}" for k, v in found["packages"].items())],
         ["Python", found["python"]],
     ]
@@ -241,7 +256,7 @@ _MAKERS: dict[str, Callable[[Json], list[Section]]] = {
 
 
 def _name(path: str) -> str:
-    return os.path.basename(path)
+    return Path(path).name
 
 
 def _unique(lines: Sequence[str]) -> list[str]:

@@ -87,9 +87,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise UnsupportedError(
-            "pictures need matplotlib", hint="pip install 'onnxcomp[report]'"
-        ) from error
+        raise UnsupportedError("pictures need matplotlib", hint="pip install 'onnxcomp[report]'") from error
     mpl.use("Agg")
     # a fixed salt: the same results give the same bytes
     mpl.rcParams.update({"svg.hashsalt": "onnxcomp", "svg.fonttype": "none", "font.family": "sans-serif"})

@@ -37,7 +37,10 @@ def inspection(result: Json) -> None:
             ("parameters", text.number(result["parameters"])),
             ("MACs per sample", macs),
             ("stored tensors", f"{stored['count']}, {text.size(stored['bytes'])}: {dtypes or 'none'}"),
-            ("tied, zeros", f"{stored['tied']} tensors equal another, {text.percent(stored['zero_fraction'], 1)} zeros"),
+            (
+                "tied, zeros",
+                f"{stored['tied']} tensors equal another, {text.percent(stored['zero_fraction'], 1)} zeros",
+            ),
             ("quantized", f"{quantized['weights']} of {quantized['of']} weights"),
             *[("input", _value(spec)) for spec in result["inputs"]],
             *[("output", _value(spec)) for spec in result["outputs"]],
@@ -108,9 +111,7 @@ def fidelity(result: Json) -> None:
         table.add_column(name, justify="left" if name == "output" else "right")
     for name, found in result["outputs"].items():
         figures = (found["cosine_mean"], found["cosine_p1"], found["max_abs"], found["max_rel"])
-        table.add_row(
-            name, text.decibel(found["sqnr_db"]), *("NaN" if f is None else f"{f:.4g}" for f in figures)
-        )
+        table.add_row(name, text.decibel(found["sqnr_db"]), *("NaN" if f is None else f"{f:.4g}" for f in figures))
     _print(table)
     if result["agreement"] is not None:
         agreement = text.score_interval(result["agreement"], "accuracy")
@@ -205,6 +206,13 @@ def demo(result: Json) -> None:
     _print(f"report: {result['report']}")
 
 
+def doctor(result: Json, *, stderr: bool = False) -> None:
+    """`onnxcomp doctor`."""
+    rows = [("ok" if f["ok"] else "WRONG", f"{f['name']}: {f['text']}") for f in result["findings"]]
+    packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
+    _facts([*rows, ("packages", packages)], stderr=stderr)
+
+
 def verdicts(comparison: Sequence[Json]) -> None:
     """The table of comparisons, empty or not."""
     if not comparison:
@@ -226,23 +234,30 @@ def verdicts(comparison: Sequence[Json]) -> None:
             _print(f"  {row['candidate']}: {reason}")
 
 
-def _facts(rows: Sequence[tuple[str, str]]) -> None:
+def _facts(rows: Sequence[tuple[str, str]], *, stderr: bool = False) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(Text(name), Text(value))
-    _print(table)
+    _print(table, stderr=stderr)
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    return Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
 
 
-def _print(what: Any) -> None:
-    console = Console()
+def _print(what: Any, *, stderr: bool = False) -> None:
+    console = Console(stderr=stderr)
     if not console.is_terminal:
-        console = Console(width=160)  # a pipe has no width; do not cut numbers
+        console = Console(stderr=stderr, width=160)  # a pipe has no width; do not cut numbers
     console.print(what if not isinstance(what, str) else Text(what))
 
 

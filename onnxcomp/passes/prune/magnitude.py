@@ -1,4 +1,4 @@
-"""`prune-magnitude`: zero the smallest weights. Download size only: ORT computes with zeros as with any number."""
+"""`prune-magnitude`: zero the smallest weights. Download size only: to ORT a zero is a number like any."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp import inspect
 from onnxcomp.errors import InvalidModelError, NoEffectError, UsageError, nearest
-from onnxcomp.inspect import Weight
+from onnxcomp.inspect import Weight, all_nodes, weights
 from onnxcomp.passes.base import Context, Effect, Pass, option
 
 _LABEL = "download size only: ORT runs zeros as fast as any number, and the .onnx file keeps its size"
@@ -35,11 +34,11 @@ class PruneMagnitude(Pass):
         """Raises UsageError (sparsity, unknown node), NoEffectError (no weights), InvalidModelError (NaN)."""
         if not 0 < self.sparsity < 1:
             raise UsageError(f"sparsity {self.sparsity} is not between 0 and 1", where="sparsity")
-        names = [node.name for node in inspect.all_nodes(model) if node.name]
+        names = [node.name for node in all_nodes(model) if node.name]
         for name in self.exclude:
             if name not in names:
                 raise UsageError(f"no node '{name}' in the model", where="exclude", hint=nearest(name, names))
-        chosen = [w for w in inspect.weights(model) if self._takes(w, context)]
+        chosen = [w for w in weights(model) if self._takes(w, context)]
         if not chosen:
             raise NoEffectError("the model has no float weights to prune", hint="see the notes, or 'onnxcomp inspect'")
         thresholds = self._thresholds(chosen)

@@ -21,8 +21,8 @@ import onnx_ir as ir
 from onnxruntime import quantization
 from onnxruntime.quantization import calibrate, registry
 
-from onnxcomp import runtime, worker
 from onnxcomp import model as models
+from onnxcomp import runtime, worker
 from onnxcomp.data import Batches
 from onnxcomp.errors import (
     CalibrationError,
@@ -171,7 +171,7 @@ def _typed_errors() -> Iterator[None]:
             yield
     except OnnxcompError:
         raise
-    except Exception as error:  # noqa: BLE001 - it raises whatever happens to fail inside
+    except Exception as error:
         if type(error).__module__.startswith("onnxruntime"):
             raise runtime.translate(error, None, running=False) from error
         text = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -223,7 +223,7 @@ def _save_ranges(ranges: Ranges, path: Path) -> None:
     calibrate.save_tensors_data(tensors, path, smooth_quant=False)
 
 
-class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc] - ORT has no types
+class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
     """Feeds our batches to ORT, checked and counted."""
 
     def __init__(self, data: Batches) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
-from onnxcomp import inspect, runtime
+from onnxcomp import runtime
 from onnxcomp.errors import InvalidModelError, NoEffectError, UnsupportedError, UsageError, nearest
-from onnxcomp.inspect import Weight
+from onnxcomp.inspect import Weight, all_nodes, constants, weights
 from onnxcomp.passes import simplify as simplify_pass
 from onnxcomp.passes.base import Context, transplant
 from onnxcomp.passes.opset import upgrade
@@ -39,12 +39,12 @@ def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> list
     Raises UnsupportedError (already quantized, float16), NoEffectError (no weights),
     InvalidModelError (NaN or infinite weights), UsageError (an unknown node in `exclude`).
     """
-    done = sorted({n.op_type for n in inspect.all_nodes(model)} & _QUANTIZED_OPS)
+    done = sorted({n.op_type for n in all_nodes(model)} & _QUANTIZED_OPS)
     if done:
         raise UnsupportedError(
             f"the model is quantized already (it has {', '.join(done)})", hint="start from the float model"
         )
-    names = [n.name for n in inspect.all_nodes(model) if n.name]
+    names = [n.name for n in all_nodes(model) if n.name]
     for name in exclude:
         if name not in names:
             raise UsageError(
@@ -52,13 +52,13 @@ def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> list
                 where="exclude",
                 hint=nearest(name, names) or "'onnxcomp inspect' and any viewer show the names",
             )
-    weights = inspect.weights(model)
-    if not weights:
+    found = weights(model)
+    if not found:
         raise NoEffectError(
             "0 of 0 weights: nothing to quantize in this model",
             hint="its numbers are not weights of Conv, MatMul, Gemm, Gather or recurrent operators",
         )
-    if all(w.tensor.dtype == ir.DataType.FLOAT16 for w in weights):
+    if all(w.tensor.dtype == ir.DataType.FLOAT16 for w in found):
         raise UnsupportedError(
             "the weights are float16, ORT's int8 kernels need float32",
             hint="convert the model to float32 first, or export it so",
@@ -92,7 +92,7 @@ class Account:
 
     def settle(self, result: ir.Model) -> dict[str, Any]:
         """Compare with the quantized model: the effect's `quantized_weights`, `total_weights`, `skipped`."""
-        stored = {v.name for v, t in inspect.constants(result) if t.dtype.bitwidth <= 8}
+        stored = {v.name for v, t in constants(result) if t.dtype.bitwidth <= 8}
         skipped, quantized, done_bytes, total_bytes = [], 0, 0, 0
         for weight in self.weights:
             name = weight.value.name
@@ -115,9 +115,9 @@ class Account:
 
 def account(model: ir.Model, request: _ort.Request, fragile: list[str]) -> Account:
     """The weights of the prepared model with the reasons known beforehand."""
-    weights = tuple(inspect.weights(model))
+    found = tuple(weights(model))
     reasons = {}
-    for weight in weights:
+    for weight in found:
         node = weight.node
         name = node.name or node.op_type
         if name in request.exclude and name not in fragile:
@@ -132,7 +132,7 @@ def account(model: ir.Model, request: _ort.Request, fragile: list[str]) -> Accou
             reasons[name] = f"weight of type {weight.tensor.dtype.name}"
         elif weight.value is not _direct(weight):
             reasons[name] = "the weight is computed from a stored tensor, not stored itself"
-    return Account(weights, reasons)
+    return Account(found, reasons)
 
 
 def finish(model: ir.Model, result: ir.Model, settled: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def _simplified(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> 
         common.RemoveInitializersFromInputsPass()(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         return
-    left = {n.name for n in inspect.all_nodes(trial)}
+    left = {n.name for n in all_nodes(trial)}
     if not set(exclude) <= left:
         gone = sorted(set(exclude) - left)
         context.note(f"not simplified first: it would remove the excluded node {gone[0]}")
@@ -168,9 +168,9 @@ def _simplified(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> 
 
 def _name_nodes(model: ir.Model) -> None:
     """Give every node a name of its own: the quantizer and the notes speak of nodes by name."""
-    taken = {n.name for n in inspect.all_nodes(model)}
+    taken = {n.name for n in all_nodes(model)}
     seen: set[str] = set()
-    for i, node in enumerate(inspect.all_nodes(model)):
+    for i, node in enumerate(all_nodes(model)):
         if not node.name or node.name in seen:
             name = f"{node.op_type}_{i}"
             while name in taken:
@@ -183,7 +183,7 @@ def _name_nodes(model: ir.Model) -> None:
 def _fragile(model: ir.Model, context: Context) -> list[str]:
     """Nodes whose weights have no usable int8 scale; NaN and infinity are errors."""
     names = []
-    for weight in inspect.weights(model):
+    for weight in weights(model):
         if not weight.tensor.dtype.is_floating_point() or weight.tensor.size == 0:
             names.append(weight.node.name or "")
             continue

@@ -25,7 +25,8 @@ class QuantizeStatic(Pass):
     """Write Q/DQ pairs that ORT runs as int8: weights int8, activations uint8.
 
     Activations are unsigned, since signed ones are several times slower on x86. By default only
-    operators that hold weights are quantized, with the activation functions that ORT fuses into them. The data must be like what the model will see.
+    operators that hold weights are quantized, with the activation functions that ORT fuses into
+    them. The data must be like what the model will see.
     """
 
     name: ClassVar[str] = "quantize-static"
@@ -60,9 +61,7 @@ class QuantizeStatic(Pass):
         samples = context.data.samples
         if samples < _FEW:
             context.note(f"calibrated on {samples} samples only; {_FEW} or more are advisable")
-        return Effect(
-            True, {**settled, "reduce_range": request.reduce_range, "calibration_samples": samples}
-        )
+        return Effect(True, {**settled, "reduce_range": request.reduce_range, "calibration_samples": samples})
 
 
 def _check_data(data: Batches) -> None:

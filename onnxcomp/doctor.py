@@ -1,0 +1,161 @@
+"""What this environment can do: ONNX Runtime builds, providers that really work, CPU, versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import psutil
+
+from onnxcomp import model as models
+from onnxcomp import runtime
+from onnxcomp.errors import OnnxcompError
+
+_PACKAGES = (
+    "onnxcomp",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "numpy",
+    "scipy",
+    "torch",
+    "matplotlib",
+    "jinja2",
+    "scikit-learn",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One check.
+
+    Attributes:
+        name: what was looked at.
+        ok: whether it is as it should be.
+        text: what was found.
+        hint: what to do where it is not.
+    """
+
+    name: str
+    ok: bool
+    text: str
+    hint: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """All checks; `providers` lists those on which a model really ran."""
+
+    findings: Sequence[Finding]
+    providers: Mapping[str, str]
+    packages: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(f.ok for f in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `onnxcomp doctor --json`."""
+        return {
+            "ok": self.ok,
+            "findings": [dataclasses.asdict(f) for f in self.findings],
+            "providers": dict(self.providers),
+            "packages": dict(self.packages),
+        }
+
+
+def examine() -> Examination:
+    """Look at everything; nothing is raised, what is wrong is a finding."""
+    providers = {name: _try(name) for name in runtime.available_providers()}
+    findings = [
+        _python(),
+        _distributions(),
+        *(
+            Finding(
+                f"provider {name}",
+                state == "works",
+                state,
+                None if state == "works" else "check drivers and libraries",
+            )
+            for name, state in providers.items()
+        ),
+        _int8(),
+        _telemetry(),
+        _room(),
+    ]
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return Examination(findings, providers, packages)
+
+
+def _python() -> Finding:
+    return Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _distributions() -> Finding:
+    found = runtime.ort_distributions()
+    if len(found) == 1:
+        return Finding("onnxruntime", True, found[0])
+    return Finding(
+        "onnxruntime",
+        False,
+        f"{len(found)} distributions share the package onnxruntime: {', '.join(found)}",
+        "they overwrite each other: uninstall all of them, then install onnxcomp[cpu] or onnxcomp[gpu]",
+    )
+
+
+def _try(provider: str) -> str:
+    """'works', or why a one-node model does not run on the provider."""
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=[2])
+    node = ir.node("Relu", [x])
+    y = node.outputs[0]
+    y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape([2])
+    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": 17}, name="probe")
+    with tempfile.TemporaryDirectory() as folder:
+        path = models.write_to(ir.Model(graph, ir_version=9), Path(folder), "probe")
+        try:
+            out = runtime.open_session(path, provider=provider).run({"x": np.array([-1, 2], np.float32)})
+        except OnnxcompError as error:
+            return str(error)
+    return "works" if np.array_equal(out["y"], [0, 2]) else "gives wrong results"
+
+
+def _int8() -> Finding:
+    flags = " ".join(sorted(runtime.cpu_features())) or "unknown"
+    if not runtime.saturates_int8():
+        return Finding("int8", True, f"CPU features: {flags}")
+    return Finding(
+        "int8",
+        True,
+        f"CPU features: {flags}; no VNNI, so int8 weights are kept in 7 bits and gain less speed",
+    )
+
+
+def _telemetry() -> Finding:
+    off = os.environ.get("ORT_DISABLE_TELEMETRY") == "1"
+    return Finding(
+        "telemetry",
+        True,
+        "ONNX Runtime's is off" if off else "ONNX Runtime's is on, as ORT_DISABLE_TELEMETRY asks",
+    )
+
+
+def _room() -> Finding:
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(tempfile.gettempdir()).free
+    ok = memory > 1 << 30 and disk > 1 << 30
+    text = f"{memory / 1e9:.1f} GB of memory and {disk / 1e9:.1f} GB in {tempfile.gettempdir()} free"
+    return Finding("room", ok, text, None if ok else "free memory or disk, or set TMPDIR")
