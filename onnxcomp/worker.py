@@ -89,7 +89,8 @@ def isolated(
         os.close(write_fd)
         try:
             with _terminate_as_interrupt():
-                return _supervise(child, task, results, limits, on_progress)
+                result: T = _supervise(child, task, results, limits, on_progress)
+                return result
         except BaseException:
             _stop(child)
             raise

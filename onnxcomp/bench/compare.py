@@ -132,8 +132,9 @@ class Comparison:
 def plan(run_seconds: Sequence[float], open_seconds: Sequence[float], seconds: float) -> Plan:
     """How many runs a round can afford.
 
-    Enough rounds to reach the third look (20) within `seconds` if that leaves ten runs for each,
-    else as many runs as the first look (8) can have, three at least, even where that takes longer.
+    The furthest of the first three looks (20, 12, 8 rounds) that leaves ten runs a round: sessions
+    differ more than runs do. Where none does, as many runs as the first look can have, three at
+    least, even where that takes longer than `seconds`.
 
     Args:
         run_seconds: typical run of each arm, the clone included.
@@ -143,18 +144,21 @@ def plan(run_seconds: Sequence[float], open_seconds: Sequence[float], seconds: f
     tuple_seconds, opening = max(sum(run_seconds), 1e-9), sum(open_seconds)
     # fast models need more runs for the same certainty: 20 ms of work, in bounds
     usual = int(min(max(0.02 / max(tuple_seconds / len(run_seconds), 1e-9), 40), 200))
-    first, third = statistics.LOOKS[0], statistics.LOOKS[2]
-    affordable = (seconds / third - opening) / tuple_seconds - 5
-    if affordable >= 10:
-        return Plan(runs=min(int(affordable), usual), warm_up=5)
+    for look in reversed(statistics.LOOKS[:3]):
+        affordable = (seconds / look - opening) / tuple_seconds - 5
+        if affordable >= 10:
+            enough = look == statistics.LOOKS[2]
+            notes = () if enough else (f"the time budget of {seconds:g} s is enough for about {look} rounds",)
+            return Plan(min(int(affordable), usual), 5, notes)
+    first = statistics.LOOKS[0]
     affordable = (seconds / first - opening) / tuple_seconds
     warm = 3 if affordable >= 8 else 1
     runs = min(max(int(affordable - warm), 3), usual)
-    notes = [f"only {runs} runs a round: the time budget of {seconds:g} s allows no more"]
+    short = [f"only {runs} runs a round: the time budget of {seconds:g} s allows no more"]
     expected = first * (opening + (warm + runs) * tuple_seconds)
     if expected > seconds:
-        notes.append(f"the first look needs {first} rounds, about {expected:.0f} s: more than the budget")
-    return Plan(runs, warm, tuple(notes))
+        short.append(f"the first look needs {first} rounds, about {expected:.0f} s: more than the budget")
+    return Plan(runs, warm, tuple(short))
 
 
 def compare(

@@ -52,7 +52,7 @@ def load(path: str | os.PathLike[str], *, limits: Limits | None = None) -> ir.Mo
     _densify(proto, limits or Limits())
     opaque = _set_aside_map_types(proto)
     try:
-        model = ir.from_proto(proto)
+        model: ir.Model = ir.from_proto(proto)
     except (serde.SerdeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InvalidModelError(f"the graph is inconsistent: {_first_line(error)}", where=file) from error
     for value in model.graph.outputs:
@@ -119,7 +119,7 @@ def _set_aside_map_types(proto: onnx.ModelProto) -> dict[str, bytes]:
             return has_map(info.sequence_type.elem_type)
         if kind == "optional_type":
             return has_map(info.optional_type.elem_type)
-        return kind == "map_type"
+        return bool(kind == "map_type")
 
     opaque = {v.name: v.type.SerializeToString() for v in proto.graph.output if has_map(v.type)}
     for value in proto.graph.output:

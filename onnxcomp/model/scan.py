@@ -67,7 +67,7 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int:
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         raise InvalidModelError(f"tensor of unknown element type {tensor.data_type}", where=f"tensor {tensor.name}")
-    return math.ceil(math.prod(tensor.dims) * bits / 8)
+    return (math.prod(map(int, tensor.dims)) * bits + 7) // 8
 
 
 def check(proto: onnx.ModelProto, limits: Limits) -> None:
@@ -152,7 +152,7 @@ def _typed_length(tensor: onnx.TensorProto) -> int:
 
 def _typed_needed(tensor: onnx.TensorProto) -> int:
     """Entries of the typed field: complex numbers take two, sub-byte types are packed by byte."""
-    count = math.prod(tensor.dims)
+    count = math.prod(map(int, tensor.dims))
     if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
         return 2 * count
     if _BITS[tensor.data_type] < 8:

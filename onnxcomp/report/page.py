@@ -83,8 +83,8 @@ def _demo(document: Json) -> list[Section]:
             text.size(m["bytes"]),
             f"{m['size_ratio'] ** -1:.2f}x",
             text.score_interval(m["score"], metric),
-            "–" if m["drop"] is None else text.score_interval(m["drop"], metric),
-            "–" if m["speedup"] is None else text.ratio(m["speedup"]),
+            "-" if m["drop"] is None else text.score_interval(m["drop"], metric),
+            "-" if m["speedup"] is None else text.ratio(m["speedup"]),
             m["verdict"] or "reference",
             m["gate"],
         ]
@@ -109,10 +109,10 @@ def _demo(document: Json) -> list[Section]:
         ))  # fmt: skip
     refused = [[r["name"], r["reason"]] for r in document["refused"]]
     left = [
-        [step["name"], skipped["node"], skipped["reason"]]
+        [m["name"], nodes, reason]
         for m in models
         for step in m["passes"]
-        for skipped in tables.skipped(step["effect"])
+        for nodes, reason in tables.skipped(step["effect"])
     ]
     notes = [
         f"{step['name']}: {note['node'] + ': ' if note['node'] else ''}{note['reason']}"
@@ -122,18 +122,19 @@ def _demo(document: Json) -> list[Section]:
     ]
     extra = [Table(["candidate", "why it was refused"], refused)] if refused else []
     if left:
-        extra.append(Table(["pass", "node left in float", "reason"], left))
+        extra.append(Table(["candidate", "nodes left in float", "reason"], left))
     main = Section(document["title"], document["conclusion"], figures, [Table(head, rows), *extra], _unique(notes))
-    return [main, *_bench(document["bench"])]
+    return [main, *_bench(document["bench"], pictured=True)]
 
 
-def _bench(document: Json) -> list[Section]:
+def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
+    """pictured: the speedups stand in a picture already."""
     results, comparison, trust = document["results"], document["comparison"], document["trust"]
     rows = [
         [
             _name(r["model"]), r["provider"], str(r["batch"]), str(r["threads"]),
             *(text.latency(r["latency_ms"][p]) for p in ("p50", "p90", "p95", "p99")),
-            f"{r['throughput']:.4g}", text.size(r["memory"]["pss_bytes"] or 0),
+            text.number(r["throughput"]), text.size(r["memory"]["pss_bytes"] or 0),
         ]
         for r in results
     ]  # fmt: skip
@@ -154,12 +155,13 @@ def _bench(document: Json) -> list[Section]:
     samples = [(_name(r["model"]), r["samples"]["wall_ns"]) for r in results if "samples" in r]
     if samples:
         figures.append(("Distribution of single runs, one caller", plots.distributions(samples)))
-    if comparison:
+    if comparison and not pictured:
         figures.append((
             "Speedup, 95 % intervals over rounds of fresh sessions",
             plots.intervals([(_name(c["candidate"]), c["speedup"]) for c in comparison], label="speedup", line=1.0,
                             colours=[plots.COLOURS[c["verdict"]] for c in comparison]),
         ))  # fmt: skip
+    if comparison:
         found.append(
             Table(
                 ["candidate", "reference", "speedup", "verdict", "A/A control", "rounds"],
@@ -202,10 +204,10 @@ def _record(document: Json) -> list[Section]:
         ["output", after["path"], text.size(after["bytes"]), after["sha256"]],
     ]
     steps = [[s["name"], tables.effect(s["effect"]), f"{s['seconds']:.1f} s"] for s in document["passes"]]
-    left = [[s["node"], s["reason"]] for step in document["passes"] for s in tables.skipped(step["effect"])]
+    left = [list(entry) for step in document["passes"] for entry in tables.skipped(step["effect"])]
     found = [Table(["", "file", "size", "sha256"], rows), Table(["pass", "effect", "time"], steps)]
     if left:
-        found.append(Table(["node left in float", "reason"], left))
+        found.append(Table(["nodes left in float", "reason"], left))
     notes = [f"{s['name']}: {n['reason']}" for s in document["passes"] for n in s["notes"]]
     section = Section(
         f"{_name(after['path'])}",

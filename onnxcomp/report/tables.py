@@ -15,7 +15,7 @@ Json = Mapping[str, Any]
 
 _COLOURS = {"faster": "green", "slower": "red", "equivalent": "cyan", "undecided": "yellow"}
 _MOST_OPS = 12
-_MOST_SKIPPED = 10
+_MOST_SKIPPED = 8
 
 
 def inspection(result: Json) -> None:
@@ -33,7 +33,7 @@ def inspection(result: Json) -> None:
             ("size", text.size(model["bytes"])),
             ("sha256", model["sha256"]),
             ("opset", f"{opsets} (IR {model['ir_version']})"),
-            ("producer", model["producer"] or "–"),
+            ("producer", model["producer"] or "-"),
             ("parameters", text.number(result["parameters"])),
             ("MACs per sample", macs),
             ("stored tensors", f"{stored['count']}, {text.size(stored['bytes'])}: {dtypes or 'none'}"),
@@ -62,7 +62,7 @@ def record(result: Json) -> None:
     ]
     for step in result["passes"]:
         rows.append((step["name"], f"{effect(step['effect'])} ({step['seconds']:.1f} s)"))
-        rows += [("  left in float", f"{s['node']}: {s['reason']}") for s in skipped(step["effect"])]
+        rows += [("  left in float", f"{nodes}: {reason}") for nodes, reason in skipped(step["effect"])]
     if result["equivalence"] is not None:
         rows.append(("proof", f"outputs equal within {result['equivalence']:.1e} of the largest value"))
     _facts(rows)
@@ -95,13 +95,16 @@ def effect(found: Json) -> str:
     return ", ".join(f"{key} {value}" for key, value in found.items())
 
 
-def skipped(found: Json) -> list[Json]:
-    """The first nodes that a pass refused, and how many more there are."""
-    every: list[Json] = list(found.get("skipped", ()))
-    if len(every) <= _MOST_SKIPPED:
-        return every
-    more = {"node": f"and {len(every) - _MOST_SKIPPED} more", "reason": "see the record"}
-    return [*every[:_MOST_SKIPPED], more]
+def skipped(found: Json) -> list[tuple[str, str]]:
+    """(nodes, reason) of what a pass refused, one entry per reason."""
+    groups: dict[str, list[str]] = {}
+    for one in found.get("skipped", ()):
+        groups.setdefault(one["reason"], []).append(one["node"])
+    entries = []
+    for reason, nodes in groups.items():
+        more = f" and {len(nodes) - _MOST_SKIPPED} more" if len(nodes) > _MOST_SKIPPED else ""
+        entries.append((", ".join(nodes[:_MOST_SKIPPED]) + more, reason))
+    return entries
 
 
 def fidelity(result: Json) -> None:
@@ -169,7 +172,7 @@ def benchmark(result: Json) -> None:
         table.add_row(
             row["model"], row["provider"], str(row["batch"]), str(row["threads"]),
             *(text.latency(found[p]) for p in ("p50", "p90", "p99")),
-            f"{row['throughput']:.4g}", text.size(row["memory"]["pss_bytes"] or 0),
+            text.number(row["throughput"]), text.size(row["memory"]["pss_bytes"] or 0),
         )  # fmt: skip
     _print(table)
     verdicts(result["comparison"])
@@ -192,8 +195,8 @@ def demo(result: Json) -> None:
             f"{1 / row['size_ratio']:.2f}x",
             text.score_interval(row["score"], metric),
             text.score_interval(row["drop"], metric),
-            "–" if row["speedup"] is None else text.ratio(row["speedup"]),
-            Text(row["verdict"] or "–", style=_COLOURS.get(row["verdict"], "")),
+            "-" if row["speedup"] is None else text.ratio(row["speedup"]),
+            Text(row["verdict"] or "-", style=_COLOURS.get(row["verdict"], "")),
             row["gate"],
         )
     _print(table)
