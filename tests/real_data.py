@@ -88,8 +88,8 @@ def _photos(data: Path, width: int, height: int, *, layout: str, scale: str) -> 
     for path in sorted((data / "images").glob("*.[jp][pn]g")):
         image = Image.open(path).convert("RGB")
         w, h = image.size
-        for box in ((0, 0, w, h), (0, 0, w // 2, h), (w // 2, 0, w, h), (w // 4, h // 4, w, h)):
-            crops.append(np.asarray(image.crop(box).resize((width, height)), np.float32))
+        boxes = ((0, 0, w, h), (0, 0, w // 2, h), (w // 2, 0, w, h), (w // 4, h // 4, w, h))
+        crops += [np.asarray(image.crop(box).resize((width, height)), np.float32) for box in boxes]
     pixels = np.stack(crops).transpose(0, 3, 1, 2)
     if layout == "bgr":
         pixels = pixels[:, ::-1]
@@ -119,9 +119,7 @@ _REAL = {
     "ultraface_RFB_320": lambda d: {"input": _photos(d, 320, 240, layout="rgb", scale="signed")},
     "osf_mnv3_detection_opt": lambda d: {"input": _photos(d, 224, 224, layout="rgb", scale="unit")},
     "mlperftiny_resnet8_cifar10": lambda d: {"image": _photos(d, 32, 32, layout="rgb", scale="raw")},
-    "winml_SqueezeNet_fp16": lambda d: {
-        "data_0": _photos(d, 224, 224, layout="bgr", scale="unit").astype(np.float16)
-    },
+    "winml_SqueezeNet_fp16": lambda d: {"data_0": _photos(d, 224, 224, layout="bgr", scale="unit").astype(np.float16)},
 }
 
 _STRUCTURAL = {

@@ -142,16 +142,12 @@ def test_a_biased_clone_forbids_a_verdict():
 
     def unfair(arms, *rest):
         one = plain(arms, *rest)
-        slow = tuple(
-            tuple(int(v * 1.05) for v in one.cpu_ns[i]) if i == 2 else one.cpu_ns[i] for i in range(3)
-        )
+        slow = tuple(tuple(int(v * 1.05) for v in one.cpu_ns[i]) if i == 2 else one.cpu_ns[i] for i in range(3))
         return comparing.Round(one.created, one.wall_ns, slow)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "one_round", unfair)
-        found = comparing.compare(
-            ["a", "b"], [reference, candidate], clock=clock, plan=PLAN, seconds=60, seed=1
-        )
+        found = comparing.compare(["a", "b"], [reference, candidate], clock=clock, plan=PLAN, seconds=60, seed=1)
     assert found.decisions[0].verdict == "undecided"
     assert not found.decisions[0].aa_ok
     assert len(found.rounds) == LOOKS[-1]  # a failing control is looked at again, until the end

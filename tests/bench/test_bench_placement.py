@@ -25,9 +25,7 @@ def fake(provider, *subgraphs):
 
 
 def test_a_fallback_shows():
-    session = fake(
-        "cuda", ("CUDAExecutionProvider", ["Conv"] * 6), ("CPUExecutionProvider", ["Shape", "Shape"])
-    )
+    session = fake("cuda", ("CUDAExecutionProvider", ["Conv"] * 6), ("CPUExecutionProvider", ["Shape", "Shape"]))
     out = placing.assigned(session).to_json()
     assert out["providers"] == {"cuda": {"nodes": 6, "share": 0.75}, "cpu": {"nodes": 2, "share": 0.25}}
     assert out["ops_on_cpu"] == {"ai.onnx::Shape": 2}

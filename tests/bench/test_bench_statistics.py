@@ -39,8 +39,7 @@ def test_percentile_interval_covers_the_truth():
     generator = np.random.default_rng(2)
     truth = stats.lognorm(0.5).ppf(0.9)
     hits = sum(
-        p.low <= truth <= p.high
-        for p in (st.percentile(generator.lognormal(0, 0.5, 200), 0.9) for _ in range(2000))
+        p.low <= truth <= p.high for p in (st.percentile(generator.lognormal(0, 0.5, 200), 0.9) for _ in range(2000))
     )
     assert 0.94 <= hits / 2000 <= 0.985
 
@@ -126,9 +125,7 @@ def test_verdicts_by_simulation(truth, spread, expected, share):
 
 def test_no_winner_between_equals():
     generator = np.random.default_rng(6)
-    found = [
-        run_looks(generator.normal(0, 0.03, 32), generator.normal(0, 0.03, 32)).verdict for _ in range(400)
-    ]
+    found = [run_looks(generator.normal(0, 0.03, 32), generator.normal(0, 0.03, 32)).verdict for _ in range(400)]
     assert found.count("faster") + found.count("slower") <= 0.05 * 400
 
 

@@ -11,9 +11,7 @@ CALM = trust.Counters(seconds=0.0, steal_seconds=0.0, involuntary_switches=0, th
 @pytest.fixture(scope="module")
 def quiet_host():
     ort = {"distributions": ["onnxruntime 1.32.0"]}
-    return dataclasses.replace(
-        capture(), cores=2, governor="performance", load_average=(0.1, 0.1, 0.1), ort=ort
-    )
+    return dataclasses.replace(capture(), cores=2, governor="performance", load_average=(0.1, 0.1, 0.1), ort=ort)
 
 
 def judge(host, contention=1.0, **after):
