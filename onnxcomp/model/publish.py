@@ -32,9 +32,10 @@ from onnxcomp.model.load import read_proto, restore_map_types
 EXTERNAL_ABOVE = 1 << 30
 
 _PREFIX = ".onnxcomp-stage-"
+_UNBORN = ".onnxcomp-new-"
 _ALIGN = 4096  # so that the runtime can map each tensor
 _SMALL = 1024  # tensors below this stay in the .onnx, where shape inference can see them
-_ABANDONED = 3600.0  # seconds after which a stage folder without an owner is litter
+_ABANDONED = 3600.0  # seconds after which a folder that never became a stage is litter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +57,14 @@ def stage(target: Path, *, force: bool = False, inputs: tuple[Path, ...] = ()) -
     parent = target.absolute().parent
     try:
         _sweep(parent)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=_UNBORN, dir=parent))
     except OSError as error:
         raise from_os_error(error, parent) from error
     try:
         with (folder / "owner").open("w") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # only now may others see it: a stage folder whose owner is not locked is litter
+            folder = folder.rename(parent / folder.name.replace(_UNBORN, _PREFIX))
             yield Staged(folder, target)
     except OSError as error:
         raise from_os_error(error, target) from error
@@ -291,9 +294,10 @@ def _sweep(parent: Path) -> None:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             continue  # its process lives
-        except FileNotFoundError:
-            if folder.exists() and time.time() - folder.stat().st_mtime < _ABANDONED:
-                continue  # just being made
         except OSError:
-            continue  # not ours to judge
+            continue  # gone meanwhile, or not ours to judge
         shutil.rmtree(folder, ignore_errors=True)
+    for folder in parent.glob(_UNBORN + "*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,8 @@ from onnxcomp.errors import UnsupportedError
 from onnxcomp.inspect import all_nodes, constants, op_counts
 from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, option
 
+_FOLDED_INTO = {"Conv", "ConvTranspose", "Gemm"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Simplify(Pass):
@@ -54,12 +56,13 @@ def simplify(model: ir.Model, *, constant_bytes: int) -> None:
     from onnxscript import optimizer
 
     names = [node.name for node in all_nodes(model)]
+    makers = _makers(model)
     try:
         common.RemoveInitializersFromInputsPass()(model)
         optimizer.optimize_ir(model, output_size_limit=constant_bytes)
         common.RemoveUnusedNodesPass()(model)
         drop_inner_shapes(model)
-        _drop_traces(model, {name for name in names if name}, len(names))
+        _restore_names(model, {name for name in names if name}, makers, nodes=len(names))
     except (
         ir.passes.PassError,
         ir.serde.SerdeError,
@@ -76,12 +79,32 @@ def simplify(model: ir.Model, *, constant_bytes: int) -> None:
         ) from error
 
 
-def _drop_traces(model: ir.Model, names: set[str], nodes: int) -> None:
-    """The rewriter's bookkeeping, and names it gave to the nodes of a model without names, go again."""
-    unnamed = len(names) < nodes / 2
+def _makers(model: ir.Model) -> dict[str, str]:
+    """Name of the node that makes each value; for a BatchNormalization, of the Conv or Gemm before it."""
+    found = {}
     for node in all_nodes(model):
-        if unnamed and node.name not in names:
-            node.name = ""
+        before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        folded = node.op_type == "BatchNormalization" and before is not None and before.op_type in _FOLDED_INTO
+        maker = before if folded and before is not None else node
+        found.update({value.name: maker.name for value in node.outputs if value.name and maker.name})
+    return found
+
+
+def _restore_names(model: ir.Model, names: set[str], makers: dict[str, str], *, nodes: int) -> None:
+    """Call a rewritten node what the node was called that made its output: users exclude nodes by name.
+
+    A model without names keeps none, and the rewriter's bookkeeping goes.
+    """
+    unnamed = len(names) < nodes / 2
+    taken = {node.name for node in all_nodes(model)}
+    for node in all_nodes(model):
+        if node.name not in names:
+            name = makers.get(node.outputs[0].name or "", "") if node.outputs else ""
+            if unnamed:
+                node.name = ""
+            elif name and name not in taken:
+                node.name = name
+                taken.add(name)
         for key in [k for k in node.metadata_props if k.startswith("pkg.onnxscript.")]:
             del node.metadata_props[key]
 

@@ -163,7 +163,13 @@ def test_log_ratios_by_clock():
 
 @pytest.mark.parametrize(
     ("run_seconds", "seconds", "runs", "noted"),
-    [(0.001, 20.0, 40, False), (0.00001, 20.0, 200, False), (0.1, 20.0, (3, 8), True), (10.0, 20.0, 3, True)],
+    [
+        (0.001, 20.0, 40, False),
+        (0.012, 10.0, (10, 20), True),
+        (0.00001, 20.0, 200, False),
+        (0.1, 20.0, (3, 8), True),
+        (10.0, 20.0, 3, True),
+    ],
 )
 def test_plan_fits_the_budget(run_seconds, seconds, runs, noted):
     plan = comparing.plan([run_seconds] * 3, [0.02] * 3, seconds)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxcomp import runtime
-from onnxcomp.errors import InvalidModelError, NoEffectError, UnsupportedError, UsageError, nearest
+from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError, UsageError, nearest
 from onnxcomp.inspect import Weight, all_nodes, constants, weights
 from onnxcomp.passes import simplify as simplify_pass
 from onnxcomp.passes.base import Context, transplant
@@ -85,10 +85,11 @@ def resolve_reduce_range(asked: bool | None, context: Context) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """Every weight of a float model, and why it may stay in float."""
+    """Every weight of a float model, why it may stay in float, and the nodes that must stay so."""
 
     weights: tuple[Weight, ...]
     reasons: dict[str, str]
+    kept: frozenset[str]
 
     def settle(self, result: ir.Model) -> dict[str, Any]:
         """Compare with the quantized model: the effect's `quantized_weights`, `total_weights`, `skipped`."""
@@ -98,6 +99,7 @@ class Account:
             name = weight.value.name
             total_bytes += weight.tensor.nbytes
             if stored & {f"{name}_quantized", f"{name}_Transposed_quantized"}:
+                self._must_be_wanted(weight)
                 quantized += 1
                 done_bytes += weight.tensor.nbytes
             else:
@@ -111,6 +113,13 @@ class Account:
             "total_weight_bytes": total_bytes,
             "skipped": skipped,
         }
+
+    def _must_be_wanted(self, weight: Weight) -> None:
+        """ORT quantizes excluded nodes without a word when it does not recognize their names."""
+        node = weight.node.name or weight.node.op_type
+        users = {user.name for user, _ in weight.value.uses()}
+        if node in self.kept and users <= self.kept:
+            raise GateError("the quantizer did not leave an excluded node in float", where=f"node {node}")
 
 
 def account(model: ir.Model, request: _ort.Request, fragile: list[str]) -> Account:
@@ -132,7 +141,7 @@ def account(model: ir.Model, request: _ort.Request, fragile: list[str]) -> Accou
             reasons[name] = f"weight of type {weight.tensor.dtype.name}"
         elif weight.value is not _direct(weight):
             reasons[name] = "the weight is computed from a stored tensor, not stored itself"
-    return Account(found, reasons)
+    return Account(found, reasons, frozenset(request.exclude))
 
 
 def finish(model: ir.Model, result: ir.Model, settled: dict[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""What a model weighs."""
+
+from __future__ import annotations
+
+import builders
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import onnxcomp
+from onnxcomp.inspect import inspect, measure, stored_origin, weights
+from onnxcomp.model import load
+
+
+def test_counts_of_a_cnn_by_hand(tmp_path):
+    found = inspect(builders.save(builders.cnn(), tmp_path / "m.onnx"))
+    contents = found.contents
+    parameters = 16 * 3 * 9 + 4 * 16 + 16 * 16 * 9 + 16 + 160 + 10
+    assert contents.parameters == parameters
+    assert contents.bytes_by_dtype == {"float32": 4 * parameters}
+    assert contents.macs == 16 * 64 * 27 + 16 * 64 * 144 + 160
+    assert contents.total_weights == 3
+    assert contents.quantized_weights == 0
+    assert contents.ops["ai.onnx::Conv"] == 2
+    assert found.to_json()["model"]["bytes"] == (tmp_path / "m.onnx").stat().st_size
+
+
+def test_tied_tensors_and_zeros(tmp_path):
+    proto = builders.mlp(width=16)
+    same = numpy_helper.to_array(proto.graph.initializer[1]).copy()
+    same[:8] = 0
+    for i in (1,):
+        proto.graph.initializer[i].CopyFrom(numpy_helper.from_array(same, "b1"))
+    proto.graph.initializer.append(numpy_helper.from_array(same, "copy"))
+    found = measure(load(builders.save(proto, tmp_path / "m.onnx")))
+    assert found.tied == 1
+    assert found.zero_fraction == pytest.approx(16 / found.parameters)
+
+
+def test_weights_in_constant_nodes_and_behind_a_transpose_count(tmp_path):
+    constant = helper.make_node("Constant", [], ["w"], value=builders.weight("w", 8, 4))
+    turned = helper.make_node("Transpose", ["w"], ["wt"])
+    proto = builders.model(
+        [constant, turned, helper.make_node("MatMul", ["x", "wt"], ["y"], name="mm")],
+        [builders.value("x", 2, 4)],
+        [builders.value("y", 2, 8)],
+    )
+    model = load(builders.save(proto, tmp_path / "m.onnx"))
+    assert [w.node.name for w in weights(model)] == ["mm"]
+    assert measure(model).parameters == 32
+
+
+def test_weights_in_subgraphs_are_found_and_marked(tmp_path):
+    model = load(builders.save(builders.branch(), tmp_path / "m.onnx"))
+    assert sorted((w.value.name, w.nested) for w in weights(model)) == [("inner", True), ("outer", True)]
+
+
+def test_integer_tables_are_not_weights(tmp_path):
+    table = numpy_helper.from_array(np.arange(20).reshape(5, 4), "table")
+    proto = builders.model(
+        [helper.make_node("Gather", ["table", "i"], ["y"])],
+        [builders.value("i", 3, dtype=onnx.TensorProto.INT64)],
+        [builders.value("y", 3, 4, dtype=onnx.TensorProto.INT64)],
+        [table],
+    )
+    found = measure(load(builders.save(proto, tmp_path / "m.onnx")))
+    assert (found.total_weights, found.parameters, found.macs) == (0, 0, 0)
+
+
+def test_computed_values_have_no_origin(tmp_path):
+    model = load(builders.save(builders.mlp(), tmp_path / "m.onnx"))
+    assert stored_origin(model.graph.outputs[0]) is None
+    assert stored_origin(None) is None
+
+
+def test_unknown_sizes_are_said_not_guessed(tmp_path):
+    found = measure(load(builders.save(builders.encoder(), tmp_path / "m.onnx")))
+    assert found.macs is None
+    assert found.macs_unknown == 2
+
+
+def test_inspect_is_module_and_function(tmp_path):
+    path = builders.save(builders.relu(), tmp_path / "m.onnx")
+    assert onnxcomp.inspect(path).contents.parameters == 0
+    assert onnxcomp.inspect.inspect is inspect
+
+
+def test_all_sample_models(shared):
+    """Figures against those that other tools counted (inventory.json)."""
+    import json
+
+    for entry in json.loads((shared / "models/inventory.json").read_text()):
+        found = inspect(shared / "models" / entry["file"])
+        assert found.file.sha256 == entry["sha256"]
+        assert found.file.bytes == entry["size"]
+        quantized = found.contents.quantized_weights > 0
+        # others count float initializers only
+        floats = entry["params"] + entry["const_nodes_elems"]
+        assert entry["params"] <= found.contents.parameters <= floats or quantized, entry["file"]
