@@ -15,8 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-import onnxcomp
-from onnxcomp import documents, runtime, worker
+from onnxcomp import __version__, documents, runtime, worker
 from onnxcomp import model as models
 from onnxcomp.data import Batches
 from onnxcomp.errors import (
@@ -252,7 +251,7 @@ def versions() -> dict[str, str]:
         found[name] = version
     found["python"] = platform.python_version()
     found["cpu"] = " ".join(sorted(runtime.cpu_features()))
-    return {"onnxcomp": onnxcomp.__version__, **found}
+    return {"onnxcomp": __version__, **found}
 
 
 class _Check:

@@ -11,7 +11,20 @@ from onnxcomp.cli import work
 from onnxcomp.cli.shell import Shell
 
 
+def _print_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from onnxcomp import documents
+        from onnxcomp.recipe import json_schema
+
+        click.echo(documents.to_text(json_schema()), nl=False)
+        ctx.exit()
+
+
 @click.command("run")
+@click.option(
+    "--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema,
+    help="Print the JSON schema of recipes, for editors, and leave.",
+)  # fmt: skip
 @click.argument("recipe")
 @verbs.pass_verb
 def command(shell: Shell, recipe: str, model: str, **values: Any) -> None:

@@ -139,7 +139,7 @@ def write_to(model: ir.Model, folder: Path, stem: str, *, external_above: int = 
             _externalize(model, folder, stem)
         proto = ir.to_proto(model)
         restore_map_types(model, proto)
-        _drop_redundant_info(proto)
+        _drop_redundant(proto)
         try:
             data = proto.SerializeToString(deterministic=True)
         except ValueError as error:
@@ -153,8 +153,11 @@ def write_to(model: ir.Model, folder: Path, stem: str, *, external_above: int = 
     return path
 
 
-def _drop_redundant_info(proto: onnx.ModelProto) -> None:
-    """onnx-ir states type and shape of every initializer once more as value info: the tensor says it."""
+def _drop_redundant(proto: onnx.ModelProto) -> None:
+    """Drop what onnx-ir writes twice: type and shape of initializers, the empty name of ONNX's domain."""
+    for entry in proto.opset_import:
+        if not entry.domain:
+            entry.ClearField("domain")
     for graph in walk.graphs(proto):
         stored = {tensor.name for tensor in graph.initializer}
         kept = [value for value in graph.value_info if value.name not in stored]

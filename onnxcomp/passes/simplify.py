@@ -15,16 +15,18 @@ from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, optio
 
 _FOLDED_INTO = {"Conv", "ConvTranspose", "Gemm"}
 
+_ROUNDS = 2  # a rewrite can make a constant, a constant a rewrite
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Simplify(Pass):
     """Rewrite the graph into an equal, smaller one.
 
-    Rules, all from onnxscript's optimizer and onnx-ir's passes:
+    Rules, from onnxscript's optimizer and onnx-ir's passes (see `passes.rules`):
         1. Initializers listed as graph inputs (IR 3) become constants.
         2. Local functions are inlined; constant expressions are computed, up to `constant_bytes`.
-        3. BatchNormalization is folded into Conv, ConvTranspose and Gemm; no-op nodes go;
-           Relu, Clip, Slice, Reshape and Transpose chains are merged.
+        3. BatchNormalization is folded into Conv, ConvTranspose and Gemm; no-op nodes go, if
+           exactly without effect; Relu, Clip, Slice, Reshape and Transpose chains are merged.
         4. Constants become initializers; equal initializers and equal subexpressions are merged.
         5. Nodes, functions and initializers that nothing uses are removed.
         6. Shapes of inner values are forgotten (see `base.drop_inner_shapes`).
@@ -53,14 +55,11 @@ class Simplify(Pass):
 
 def simplify(model: ir.Model, *, constant_bytes: int) -> None:
     """Run the rewrites in place."""
-    from onnxscript import optimizer
-
     names = [node.name for node in all_nodes(model)]
     makers = _makers(model)
     try:
         common.RemoveInitializersFromInputsPass()(model)
-        optimizer.optimize_ir(model, output_size_limit=constant_bytes)
-        common.RemoveUnusedNodesPass()(model)
+        _rewrite(model, constant_bytes)
         drop_inner_shapes(model)
         _restore_names(model, {name for name in names if name}, makers, nodes=len(names))
     except (
@@ -77,6 +76,34 @@ def simplify(model: ir.Model, *, constant_bytes: int) -> None:
             where="simplify",
             hint="the model is unchanged; other passes may still work",
         ) from error
+
+
+def _rewrite(model: ir.Model, constant_bytes: int) -> None:
+    from onnxscript import optimizer
+    from onnxscript.rewriter import RewritePass
+
+    from onnxcomp.passes.rules import rules
+
+    common.InlinePass()(model)
+    for _ in range(_ROUNDS):
+        folded = optimizer.fold_constants_ir(model, onnx_shape_inference=True, output_size_limit=constant_bytes)
+        rewritten = RewritePass(rules())(model)
+        _drop_unused(model)
+        if not (folded.modified or rewritten.modified):
+            break
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass()(model)
+    _drop_unused(model)
+
+
+def _drop_unused(model: ir.Model) -> None:
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(model)
 
 
 def _makers(model: ir.Model) -> dict[str, str]:

@@ -16,6 +16,7 @@ Json = Mapping[str, Any]
 _COLOURS = {"faster": "green", "slower": "red", "equivalent": "cyan", "undecided": "yellow"}
 _MOST_OPS = 12
 _MOST_SKIPPED = 8
+_PIPE_WIDTH = 160  # a pipe has no width; do not cut numbers
 
 
 def inspection(result: Json) -> None:
@@ -258,10 +259,16 @@ def _table(title: str) -> Table:
 
 
 def _print(what: Any, *, stderr: bool = False) -> None:
+    what = Text(what) if isinstance(what, str) else what
     console = Console(stderr=stderr)
-    if not console.is_terminal:
-        console = Console(stderr=stderr, width=160)  # a pipe has no width; do not cut numbers
-    console.print(what if not isinstance(what, str) else Text(what))
+    if console.is_terminal:
+        console.print(what)
+        return
+    console = Console(stderr=stderr, width=_PIPE_WIDTH)
+    with console.capture() as printed:
+        console.print(what)
+    lines = "\n".join(line.rstrip() for line in printed.get().splitlines())
+    print(lines, file=console.file)
 
 
 def _value(spec: Json) -> str:
