@@ -31,6 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "worker": {"psutil"},
     "evaluate": {"numpy", "scipy"},
     "passes.base": {"onnx_ir"},
+    "passes.rules": {"onnxscript"},
     "passes.simplify": {"onnx_ir", "onnxscript"},
     "passes.opset": {"onnx_ir", "onnxscript"},
     "passes.prune": {"onnx_ir", "numpy"},
