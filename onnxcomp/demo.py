@@ -232,19 +232,21 @@ def _choose(rows: Sequence[Json], max_drop: float) -> Json:
     else:
         return {"winner": None, "conclusion": "No candidate is within the budget; serve float32."}
     if best["gate"] != "passed":
-        text += (
-            f" (between {100 * best['drop']['low']:.2f} and {100 * best['drop']['high']:.2f}; "
-            f"about {_samples_needed(best['drop'], max_drop, best['samples']):,} held-out samples "
-            f"would make it certain)"
+        needed = _samples_needed(best["drop"], max_drop, best["samples"])
+        text += f" (between {100 * best['drop']['low']:.2f} and {100 * best['drop']['high']:.2f}" + (
+            ")" if needed is None else f"; about {needed:,} held-out samples would make it certain)"
         )
     return {"winner": best["name"], "conclusion": text[0].upper() + text[1:] + "."}
 
 
-def _samples_needed(drop: Mapping[str, float], max_drop: float, samples: int) -> int:
-    """Samples at which the interval's upper end, shrinking with the square root, meets the budget."""
+def _samples_needed(drop: Mapping[str, float], max_drop: float, samples: int) -> int | None:
+    """Samples at which the interval's upper end, shrinking with the square root, meets the budget.
+
+    None where the drop fills the budget: no number of samples would do.
+    """
     half = (drop["high"] - drop["low"]) / 2
     room = max_drop - drop["value"]
-    return math.ceil(samples * (half / room) ** 2) if room > 0 else samples * 100
+    return math.ceil(samples * (half / room) ** 2) if room > 0 else None
 
 
 def _write(folder: str, result: Json) -> None:

@@ -323,10 +323,16 @@ def _zeros(spec: InputSpec) -> np.ndarray | None:
         return None
 
 
+#: ORT's place in its own sources: 'FILE:LINE SIGNATURE' in front of the message
+_CXX_PLACE = re.compile(
+    r"/onnxruntime_src/\S+:\d+ [^()]*(?:\((?:[^()]|\([^()]*\))*\))+(?: const)?(?: \[with [^\]]*\])? ?"
+)
+
+
 def translate(error: Exception, path: Path | None, *, running: bool) -> OnnxcompError:
     """The typed error for what ORT raised."""
     text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
-    text = re.sub(r"\s+", " ", text)[:600]
+    text = _CXX_PLACE.sub("", re.sub(r"\s+", " ", text[:4096]))[:600]
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
         return LimitError("ORT ran out of memory", where=path, hint="use smaller batches or shapes")
     missing = re.search(r"([\w.:]+)\(-?\d+\) is not a registered function/op", text)
@@ -338,7 +344,10 @@ def translate(error: Exception, path: Path | None, *, running: bool) -> Onnxcomp
         )
     if isinstance(error, _state.NotImplemented) or "Could not find an implementation" in text:
         return UnsupportedError(f"ORT has no kernel: {text}", where=path)
-    if "unsupported" in text.lower() and ("opset" in text.lower() or "IR version" in text):
+    if "Conflicting session configuration" in text:
+        return UsageError(text, where="config")
+    too_new = "unsupported" in text.lower() and ("opset" in text.lower() or "IR version" in text)
+    if too_new or "only *guarantees* support" in text:
         return UnsupportedError(text, where=path, hint="upgrade onnxruntime, or lower the model's opset")
     if running and isinstance(error, (_state.InvalidArgument, ValueError, RuntimeError)):
         return DataError(f"ORT refused the inputs: {text}", where=path)

@@ -3,7 +3,8 @@
 A legal model can kill ORT (`LayerNormalization(x, scale, "")`), a hostile one can run for ever or
 eat all memory. `isolated` turns each of these into a typed error; the caller lives. The child is
 started afresh (never forked: ORT's threads do not survive it), has no standard input, writes its
-prints to stderr, and dies with its parent.
+prints to stderr, and dies with its parent. It leads a process group of its own, so that what it has
+started dies with it.
 """
 
 from __future__ import annotations
@@ -83,8 +84,9 @@ def isolated(
         child = subprocess.Popen(
             [sys.executable, "-c", _BOOT.format(path=sys.path, fd=write_fd)],
             stdin=subprocess.PIPE,
-            stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
+            stdout=_stderr(),
             pass_fds=(write_fd,),
+            process_group=0,
         )
         os.close(write_fd)
         try:
@@ -99,6 +101,8 @@ def isolated(
                 with contextlib.suppress(OSError):
                     child.stdin.close()
             child.wait()
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)  # what it has started and left behind
 
 
 def report(text: str, fraction: float | None = None) -> None:
@@ -115,12 +119,14 @@ def report(text: str, fraction: float | None = None) -> None:
 _reporter: Callable[[str, Any], None] | None = None
 
 
-def _has_fileno(stream: IO[str]) -> bool:
+def _stderr() -> int:
+    """Where the child prints: never to the caller's stdout, which may be a JSON document."""
+    if sys.stderr is None:
+        return subprocess.DEVNULL
     try:
-        stream.fileno()
+        return sys.stderr.fileno()
     except (OSError, AttributeError):
-        return False
-    return True
+        return 2
 
 
 def _supervise(
@@ -136,7 +142,8 @@ def _supervise(
     start = heard = time.monotonic()
     buffer = bytearray()
     while True:
-        ready, _, _ = select.select([results], [], [], _POLL)
+        ended = child.poll() is not None
+        ready, _, _ = select.select([results], [], [], 0 if ended else _POLL)
         now = time.monotonic()
         if ready:
             piece = os.read(results.fileno(), 1 << 20)
@@ -154,6 +161,9 @@ def _supervise(
                 if kind == "result":
                     return value
                 raise value if kind == "error" else RemoteError(value)
+        elif ended:
+            # a process that it forked still holds the pipe open
+            raise _death(child, memory_limit)
         used = _resident(child.pid)
         if used > memory_limit:
             raise LimitError(
@@ -219,15 +229,10 @@ def _death(child: subprocess.Popen[bytes], memory_limit: int) -> OnnxcompError:
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """End the child: let it clean up first, then force it."""
-    if child.poll() is not None:
-        return
     child.terminate()
     try:
         child.wait(_GRACE)
     except subprocess.TimeoutExpired:
-        for member in psutil.Process(child.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                member.kill()
         child.kill()
 
 
@@ -262,31 +267,35 @@ def _child(write_fd: int) -> None:
     os.dup2(null, 0)
     (size,) = _HEADER.unpack(_exactly(stdin, _HEADER.size))
     task = _exactly(stdin, size)
-    threading.Thread(target=_die_with_parent, args=(stdin,), daemon=True).start()
+    orphaned = threading.Event()
+    threading.Thread(target=_die_with_parent, args=(stdin, orphaned), daemon=True).start()
     lock = threading.Lock()
 
-    def send(kind: str, value: Any) -> None:
-        data = pickle.dumps((kind, value))
+    def post(data: bytes) -> None:
         view = memoryview(_HEADER.pack(len(data)) + data)
         with lock:
             while view:
                 view = view[os.write(write_fd, view) :]
 
-    _reporter = send
-    answer: tuple[str, Any]
+    def tell(kind: str, value: Any) -> None:
+        post(pickle.dumps((kind, value)))
+
+    _reporter = tell
     try:
         fn, args, kwargs = pickle.loads(task)
-        answer = "result", fn(*args, **kwargs)
+        message = pickle.dumps(("result", fn(*args, **kwargs)))
     except OnnxcompError as error:
-        answer = "error", error
+        message = pickle.dumps(("error", error))
     except MemoryError:
-        answer = "error", LimitError("the worker ran out of memory", hint="use smaller batches")
+        message = pickle.dumps(("error", LimitError("the worker ran out of memory", hint="use smaller batches")))
     except KeyboardInterrupt:
+        if orphaned.is_set():
+            os.killpg(0, signal.SIGKILL)
         os._exit(130)
     except Exception:  # noqa: BLE001 - the parent must hear of any bug
-        answer = "bug", traceback.format_exc()
+        message = pickle.dumps(("bug", traceback.format_exc()))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the work is done and cleaned up
-    send(*answer)
+    post(message)
     sys.stdout.flush()
     sys.stderr.flush()
     # skip native destructors: a crash after the result is sent must not count
@@ -303,8 +312,9 @@ def _exactly(fd: int, size: int) -> bytes:
     return bytes(data)
 
 
-def _die_with_parent(fd: int) -> None:
+def _die_with_parent(fd: int, orphaned: threading.Event) -> None:
     os.read(fd, 1)
+    orphaned.set()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)

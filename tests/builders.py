@@ -219,3 +219,36 @@ def point_outside(tensor: onnx.TensorProto, location: str, offset: int | str = 0
 
 def samples(count: int = 64, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def zip_map() -> onnx.ModelProto:
+    """x (batch, 3) -> ai.onnx.ml ZipMap -> scores, a sequence of maps from int64 to float, and y = x."""
+    proto = model(
+        [
+            helper.make_node("ZipMap", ["x"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[10, 20, 30]),
+            helper.make_node("Identity", ["x"], ["y"]),
+        ],
+        [value("x", "batch", 3)],
+        [value("y", "batch", 3)],
+    )
+    kind = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    )
+    proto.graph.output.insert(0, helper.make_value_info("scores", kind))
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    return proto
+
+
+def constants() -> onnx.ModelProto:
+    """x (2, 8) @ a Constant node's matrix (8, 8) -> y (2, 8)."""
+    constant = helper.make_node("Constant", [], ["w"], value=weight("w", 8, 8))
+    return model([constant, helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", 2, 8)], [value("y", 2, 8)])
+
+
+def nested(depth: int) -> onnx.ModelProto:
+    """If within If, `depth` times."""
+    inner = helper.make_node("Relu", ["x"], ["y"])
+    for level in range(depth):
+        graph = helper.make_graph([inner], f"g{level}", [], [value("y", 2)])
+        inner = helper.make_node("If", ["flag"], ["y"], then_branch=graph)
+    return model([inner], [value("x", 2), value("flag", dtype=TensorProto.BOOL)], [value("y", 2)])

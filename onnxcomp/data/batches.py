@@ -81,7 +81,9 @@ class Batches:
             for low in range(0, usable, plan.step):
                 high = min(low + plan.step, usable)
                 feeds = {
-                    name: array[low] if plan.whole[name] else array[low:high] for name, array in plan.arrays.items()
+                    # the ellipsis: also a single string stays an array
+                    name: array[low, ...] if plan.whole[name] else array[low:high]
+                    for name, array in plan.arrays.items()
                 }
                 labels = None if plan.labels is None else plan.labels[low:high]
                 yield Batch(_contiguous(feeds), labels, start + low, high - low)

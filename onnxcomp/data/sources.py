@@ -6,19 +6,24 @@ there are some. Only one shard is in memory at a time.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
+import lzma
 import math
 import os
 import sys
+import tokenize
+import traceback
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxcomp.errors import DataError, LimitError, UsageError, from_os_error
+from onnxcomp.errors import DataError, LimitError, OnnxcompError, UsageError, from_os_error
 from onnxcomp.model import InputSpec
 
 Shard = Mapping[str, np.ndarray]
@@ -28,6 +33,19 @@ LABELS = "labels"
 #: an .npz that unfolds beyond this ratio and size is a bomb, not data
 _MAX_RATIO = 200
 _SMALL_ENOUGH = 64 << 20
+
+#: what numpy and zipfile raise for a damaged file, beside an OSError
+_DAMAGE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    lzma.LZMAError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Source:
@@ -88,7 +106,8 @@ def open_source(
 
 def from_arrays(arrays: Shard | Iterable[Shard], name: str = "arrays") -> Source:
     """A source of arrays in memory: one dictionary, or several as shards."""
-    shards = [arrays] if isinstance(arrays, Mapping) else list(arrays)
+    given = [arrays] if isinstance(arrays, Mapping) else arrays
+    shards = [{key: np.asarray(value) for key, value in shard.items()} for shard in given]
     return Source(name, lambda: shards)
 
 
@@ -113,6 +132,11 @@ def load_attribute(target: str) -> Any:
             module = importlib.import_module(place)
     except ModuleNotFoundError as error:
         raise UsageError(f"cannot import '{error.name}'", where=target, hint="is it installed?") from error
+    except OnnxcompError:
+        raise
+    except Exception as error:
+        text = f"'{place}' cannot be imported: {type(error).__name__}: {error}"
+        raise UsageError(text, where=f"{target}, {_line(error)}") from error
     value: Any = module
     for part in attribute.split("."):
         if not hasattr(value, part):
@@ -135,10 +159,12 @@ def _read(path: Path, inputs: tuple[InputSpec, ...]) -> Shard:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
-        if error.errno is None:
+        if error.errno in (None, errno.EINVAL):  # a seek to before the start
             raise DataError("the file is damaged", where=path) from error
         raise from_os_error(error, path) from error
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except MemoryError as error:
+        raise LimitError(f"not enough memory: {error}", where=path, hint="split the data into shards") from error
+    except _DAMAGE as error:
         hint = "arrays of objects (pickles) are never read" if "pickle" in str(error) else None
         raise DataError(f"not a readable numpy file: {error}", where=path, hint=hint) from error
 
@@ -156,16 +182,28 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _shards_of(fn: Any, name: str) -> Iterator[Shard]:
-    made = fn() if callable(fn) else fn
-    for shard in [made] if isinstance(made, Mapping) else made:
-        if not isinstance(shard, Mapping):
-            raise DataError(f"the function gave a {type(shard).__name__}, not a dictionary of arrays", where=name)
-        yield {key: np.asarray(value) for key, value in shard.items()}
+    try:
+        made = fn() if callable(fn) else fn
+        for shard in [made] if isinstance(made, Mapping) else made:
+            if not isinstance(shard, Mapping):
+                raise DataError(f"the function gave a {type(shard).__name__}, not a dictionary of arrays", where=name)
+            yield {key: np.asarray(value) for key, value in shard.items()}
+    except OnnxcompError:
+        raise
+    except Exception as error:
+        text = f"the function failed: {type(error).__name__}: {error}"
+        raise DataError(text, where=f"{name}, {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """Where in the user's code it was raised; a traceback does not survive the way out of a worker."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def _random(text: str, inputs: tuple[InputSpec, ...], batch: int, sizes: Mapping[str, int]) -> Source:
     parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(p.isdigit() for p in parts[1:]):
+    if len(parts) not in (2, 3) or not all(p.isascii() and p.isdigit() for p in parts[1:]):
         raise UsageError("not of the form random:N or random:N:SEED", where=text)
     count, seed = int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
     if count < 1:

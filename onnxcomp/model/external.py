@@ -8,6 +8,7 @@ link, not the model itself, and 0 <= offset <= offset + length <= size with the 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,8 @@ def _checked_size(folder: Path, location: str, model_path: Path, name: str) -> i
     """Size in bytes of the file, opened component by component without following links."""
     where = f"tensor {name}, location {location!r}"
     hint = "external data must be a plain file below the model's own folder"
+    if not isinstance(location, str):
+        raise UnsafeModelError("external data location is not UTF-8", where=where, hint=hint)
     parts = Path(location).parts
     if not location or "\0" in location or "\\" in location:
         raise UnsafeModelError("external data has no usable location", where=where, hint=hint)
@@ -101,11 +104,8 @@ def _checked_size(folder: Path, location: str, model_path: Path, name: str) -> i
 def _check_span(tensor: onnx.TensorProto, entries: dict[str, str], size: int) -> None:
     where = f"tensor {tensor.name}"
     expected = tensor_bytes(tensor)
-    try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", str(expected)))
-    except ValueError as error:
-        raise InvalidModelError("external data offset or length is not a number", where=where) from error
+    offset = _number(entries.get("offset", "0"), where)
+    length = _number(entries.get("length", str(expected)), where)
     if length != expected:
         raise InvalidModelError(f"external data length is {length}, the shape needs {expected} bytes", where=where)
     if offset < 0 or offset + length > size:
@@ -114,3 +114,10 @@ def _check_span(tensor: onnx.TensorProto, entries: dict[str, str], size: int) ->
             where=where,
             hint="the data file is truncated or belongs to another model",
         )
+
+
+def _number(text: str, where: str) -> int:
+    # int() also takes '1_0', ' 1' and other scripts' digits, which ORT reads differently
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
+        raise InvalidModelError("external data offset or length is not a number", where=where)
+    return int(text)

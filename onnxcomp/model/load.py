@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +51,8 @@ def load(path: str | os.PathLike[str], *, limits: Limits | None = None) -> ir.Mo
     file = Path(path)
     proto = read_proto(file, limits=limits)
     normalize(proto)
-    _densify(proto, limits or Limits())
+    with _naming(file):
+        _densify(proto, limits or Limits())
     opaque = _set_aside_map_types(proto)
     try:
         model: ir.Model = ir.from_proto(proto)
@@ -82,12 +85,9 @@ def read_proto(path: Path, *, limits: Limits | None = None) -> onnx.ModelProto:
             where=path,
             hint="compare its size and checksum with the source",
         ) from error
-    try:
+    with _naming(path):
         scan.check(proto, limits or Limits())
         external.check(proto, path)
-    except InvalidModelError as error:
-        where = path if error.where is None else f"{path}: {error.where}"
-        raise type(error)(error.message, where=where, hint=error.hint) from error
     return proto
 
 
@@ -131,10 +131,20 @@ def _set_aside_map_types(proto: onnx.ModelProto) -> dict[str, bytes]:
     return opaque
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors about a part of the model name its file too."""
+    try:
+        yield
+    except (InvalidModelError, UnsupportedError) as error:
+        where = path if error.where is None else f"{path}: {error.where}"
+        raise type(error)(error.message, where=where, hint=error.hint) from error
+
+
 def _read(path: Path) -> bytes:
     try:
         # O_NONBLOCK: a named pipe must not make us wait
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise InvalidModelError("not a regular file", where=path, hint="name an .onnx file")
@@ -156,20 +166,26 @@ def _densify(proto: onnx.ModelProto, limits: Limits) -> None:
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_dense(sparse, limits))
         del graph.sparse_initializer[:]
+    for node in walk.nodes(proto):
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.HasField("sparse_tensor"):
+                attribute.t.CopyFrom(_dense(attribute.sparse_tensor, limits))
+                attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
+                attribute.ClearField("sparse_tensor")
 
 
 def _dense(sparse: onnx.SparseTensorProto, limits: Limits) -> onnx.TensorProto:
     name = sparse.values.name
-    where = f"sparse initializer {name}"
+    where = f"sparse tensor {name}"
     if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
-        raise UnsupportedError("a sparse initializer with external data", where=where)
+        raise UnsupportedError("a sparse tensor with external data", where=where)
     values = onnx.numpy_helper.to_array(sparse.values)
-    indices = onnx.numpy_helper.to_array(sparse.indices).astype(np.int64)
+    indices = onnx.numpy_helper.to_array(sparse.indices)
     shape = tuple(sparse.dims)
     size = int(np.prod(shape, dtype=object))
     if size * values.itemsize > limits.sparse_bytes:
         raise UnsafeModelError(
-            f"a sparse initializer needs {size * values.itemsize} bytes once dense",
+            f"a sparse tensor needs {size * values.itemsize} bytes once dense",
             where=where,
             hint="raise Limits.sparse_bytes if you trust the model",
         )
@@ -179,7 +195,9 @@ def _dense(sparse: onnx.SparseTensorProto, limits: Limits) -> onnx.TensorProto:
     else:
         flat = indices.reshape(-1)
     if len(flat) != values.size or (len(flat) and (flat.min() < 0 or flat.max() >= size)):
-        raise InvalidModelError("indices of a sparse initializer do not fit its shape", where=where)
+        raise InvalidModelError("indices of a sparse tensor do not fit its shape", where=where)
+    if len(np.unique(flat)) != len(flat):
+        raise InvalidModelError("a sparse tensor has two values at one index", where=where)
     dense = np.zeros(size, values.dtype)
     dense[flat] = values.reshape(-1)
     return onnx.numpy_helper.from_array(dense.reshape(shape), name)

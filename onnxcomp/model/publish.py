@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import os
@@ -22,6 +23,7 @@ from typing import IO
 
 import onnx
 import onnx_ir as ir
+from onnx_ir import serde
 
 from onnxcomp.errors import InvalidModelError, OnnxcompError, OutputError, UsageError, from_os_error
 from onnxcomp.model import external, walk
@@ -35,6 +37,7 @@ _PREFIX = ".onnxcomp-stage-"
 _UNBORN = ".onnxcomp-new-"
 _ALIGN = 4096  # so that the runtime can map each tensor
 _SMALL = 1024  # tensors below this stay in the .onnx, where shape inference can see them
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)  # no hard links here
 _ABANDONED = 3600.0  # seconds after which a folder that never became a stage is litter
 
 
@@ -96,22 +99,15 @@ def publish(
     Raises OutputError (exists, disk full, permission), UsageError (in == out).
     """
     target = Path(target)
-    with stage(target, force=force, inputs=inputs) as staged:
+    with stage(target, force=force, inputs=inputs) as staged, _naming(staged):
         path = write_to(model, staged.folder, target.stem, external_above=external_above)
-        try:
-            verify(path)
-        except OnnxcompError as error:
-            if error.where is None or str(staged.folder) not in error.where:
-                raise
-            # the user knows the target, not the folder it is made in
-            where = error.where.replace(str(path), str(target))
-            raise type(error)(error.message, where=where, hint=error.hint) from error
+        verify(path)
         made = fingerprint(path)
         done = dataclasses.replace(made, path=str(target))
         if record is not None:
             note = staged.folder / record_path(target).name
             _write(note, record(done))
-        _commit(staged, path, made, force=force)
+        _commit(staged, path, made, force=force, inputs=inputs)
     return done
 
 
@@ -134,12 +130,7 @@ def write_to(model: ir.Model, folder: Path, stem: str, *, external_above: int = 
                 where=folder,
                 hint="free some space, or write to another disk with -o",
             )
-        if total > external_above:
-            model = model.clone()
-            _externalize(model, folder, stem)
-        proto = ir.to_proto(model)
-        restore_map_types(model, proto)
-        _drop_redundant(proto)
+        proto = _to_proto(model, folder, stem, external=total > external_above)
         try:
             data = proto.SerializeToString(deterministic=True)
         except ValueError as error:
@@ -151,6 +142,23 @@ def write_to(model: ir.Model, folder: Path, stem: str, *, external_above: int = 
     except OSError as error:
         raise from_os_error(error, folder) from error
     return path
+
+
+def _to_proto(model: ir.Model, folder: Path, stem: str, *, external: bool) -> onnx.ModelProto:
+    try:
+        model = model.clone()
+        if external:
+            _externalize(model, folder, stem)
+        _take_in(model, folder)
+        proto: onnx.ModelProto = ir.to_proto(model)
+    except (serde.SerdeError, ValueError, RuntimeError) as error:
+        # onnx-ir loads graphs that it cannot clone or write: undefined values, names that are not UTF-8
+        raise InvalidModelError(
+            "the model cannot be written: its graph is inconsistent", hint="check the model that it was made from"
+        ) from error
+    restore_map_types(model, proto)
+    _drop_redundant(proto)
+    return proto
 
 
 def _drop_redundant(proto: onnx.ModelProto) -> None:
@@ -177,16 +185,70 @@ def write_file(target: Path, data: bytes, *, force: bool = False) -> None:
 
 def refuse_target(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
     """The checks of `stage`, to fail before any work is done."""
+    try:
+        for source in inputs:
+            if target.absolute() == source.absolute() or _same(target, source):
+                raise UsageError("output and input are the same file", where=target, hint="choose another -o")
+        if target.is_dir():
+            raise OutputError("the output is a folder", where=target, hint="name a file with -o")
+        if os.path.lexists(target) and not force:
+            raise OutputError("the output exists", where=target, hint="choose another -o, or add --force")
+        if not target.absolute().parent.is_dir():
+            raise OutputError("the output's folder does not exist", where=target.parent, hint="create it first")
+        if target.is_file() and any(_same(target, data) for data in _data_of(inputs)):
+            raise UsageError("the output is external data of the input", where=target, hint="choose another -o")
+    except OSError as error:
+        raise from_os_error(error, target) from error
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _data_of(inputs: tuple[Path, ...]) -> list[Path]:
+    """External data files of the inputs that are models."""
+    found: list[Path] = []
     for source in inputs:
-        same = target.exists() and source.exists() and os.path.samefile(target, source)
-        if same or target.absolute() == source.absolute():
-            raise UsageError("output and input are the same file", where=target, hint="choose another -o")
-    if target.is_dir():
-        raise OutputError("the output is a folder", where=target, hint="name a file with -o")
-    if os.path.lexists(target) and not force:
-        raise OutputError("the output exists", where=target, hint="choose another -o, or add --force")
-    if not target.absolute().parent.is_dir():
-        raise OutputError("the output's folder does not exist", where=target.parent, hint="create it first")
+        with contextlib.suppress(OnnxcompError):
+            found += [source.absolute().parent / name for name in external.locations(read_proto(source))]
+    return found
+
+
+@contextlib.contextmanager
+def _naming(staged: Staged) -> Iterator[None]:
+    """Errors name the target, which the user knows, not the folder it is made in."""
+    folder, target = str(staged.folder), staged.target
+    try:
+        yield
+    except OnnxcompError as error:
+        if error.where is None or folder not in error.where:
+            raise
+        where = error.where.replace(os.path.join(folder, f"{target.stem}.onnx"), str(target))
+        where = where.replace(folder, str(target.absolute().parent))
+        raise type(error)(error.message, where=where, hint=error.hint) from error
+
+
+def _take_in(model: ir.Model, folder: Path) -> None:
+    """Make the (cloned) model hold what still lies in data files of other models."""
+
+    def inside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if not isinstance(tensor, ir.ExternalTensor) or tensor.base_dir == folder:
+            return tensor
+        return ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = inside(value.const_value)
+    for top in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in ir.traversal.RecursiveGraphIterator(top):
+            for name, attribute in list(node.attributes.items()):
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    node.attributes[name] = ir.AttrTensor(name, inside(attribute.as_tensor()))
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    node.attributes[name] = ir.AttrTensors(name, [inside(t) for t in attribute.as_tensors()])
 
 
 def _externalize(model: ir.Model, folder: Path, stem: str) -> None:
@@ -240,21 +302,64 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _commit(staged: Staged, path: Path, made: ModelFile, *, force: bool) -> None:
-    """Data first, then the record, the `.onnx` last; then drop data files that only the old output used."""
+def _commit(staged: Staged, path: Path, made: ModelFile, *, force: bool, inputs: tuple[Path, ...]) -> None:
+    """Data first, then the record, the `.onnx` last; then drop data files that only the old output used.
+
+    A failure on the way brings back what was there.
+    """
     target = staged.target
     parent = target.absolute().parent
-    old = _own_data(target) if force else set()
-    for name, _, _ in made.external:
-        os.replace(staged.folder / name, parent / name)
+    names = {name for name, _, _ in made.external}
     note = staged.folder / record_path(target).name
-    if note.exists():
-        os.replace(note, parent / note.name)
-    _sync_folder(parent)
-    _move(path, target, force=force)
-    _sync_folder(parent)
-    for name in old - {name for name, _, _ in made.external}:
-        (parent / name).unlink(missing_ok=True)
+    with _locked(parent), contextlib.ExitStack() as undo:
+        if os.path.lexists(target) and not force:
+            raise OutputError("the output exists", where=target, hint="add --force to replace it")
+        old = _own_data(target) - names
+        for name in names:
+            # what has this name has this content
+            if not os.path.lexists(parent / name):
+                undo.callback((parent / name).unlink, missing_ok=True)
+            os.replace(staged.folder / name, parent / name)
+        if note.exists():
+            restore = _keep(parent / note.name, staged.folder)
+            os.replace(note, parent / note.name)
+            undo.callback(restore)
+        _sync_folder(parent)
+        restore = _keep(target, staged.folder)
+        _move(path, target, force=force)
+        undo.callback(restore)
+        _sync_folder(parent)
+        undo.pop_all()
+        needed = _data_of(inputs) if old else []
+        for name in old:
+            if not any(_same(parent / name, data) for data in needed):
+                (parent / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One commit at a time in a folder, so that a model and its record come from the same run."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _keep(path: Path, folder: Path) -> Callable[[], None]:
+    """A function that brings back what stands at `path` now, or removes what came there."""
+    if not os.path.lexists(path):
+        return lambda: path.unlink(missing_ok=True)
+    kept = folder / f"{path.name}.old"
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return lambda: None
+    return lambda: os.replace(kept, path)
 
 
 def _own_data(target: Path) -> set[str]:
@@ -263,7 +368,7 @@ def _own_data(target: Path) -> set[str]:
         return set()
     try:
         names = external.locations(read_proto(target))
-    except InvalidModelError:
+    except OnnxcompError:
         return set()  # what is replaced may be anything
     return {n for n in names if re.fullmatch(re.escape(target.stem) + r"\.[0-9a-f]{16}\.data", n)}
 
@@ -297,6 +402,8 @@ def _sweep(parent: Path) -> None:
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             continue  # its process lives
+        except FileNotFoundError:
+            pass  # its process died while it removed the folder
         except OSError:
             continue  # gone meanwhile, or not ours to judge
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import onnx
 
@@ -59,6 +60,8 @@ _BITS: dict[int, int] = {
     onnx.TensorProto.FLOAT4E2M1: 4,
     onnx.TensorProto.UINT2: 2,
     onnx.TensorProto.INT2: 2,
+    27: 6,  # FLOAT6E2M3 and FLOAT6E3M2: names that onnx has since 1.23
+    28: 6,
 }
 
 
@@ -85,6 +88,8 @@ def check(proto: onnx.ModelProto, limits: Limits) -> None:
     _check_names(proto)
     for tensor in walk.tensors(proto):
         _check_tensor(tensor, limits)
+    for sparse in walk.sparse_tensors(proto):
+        _check_sparse(sparse, limits)
     _check_expansion(proto, limits)
 
 
@@ -101,6 +106,8 @@ def _check_names(proto: onnx.ModelProto) -> None:
     for graph in walk.graphs(proto):
         seen: set[str] = set()
         for name in [t.name for t in graph.initializer] + [s.values.name for s in graph.sparse_initializer]:
+            if not isinstance(name, str):
+                raise InvalidModelError("the name of an initializer is not UTF-8", where=f"initializer {name!r}")
             if name in seen:
                 raise InvalidModelError("initializer defined twice", where=f"initializer {name}")
             if not name:
@@ -113,14 +120,7 @@ def _check_names(proto: onnx.ModelProto) -> None:
 
 def _check_tensor(tensor: onnx.TensorProto, limits: Limits) -> None:
     where = f"tensor {tensor.name}"
-    if any(d < 0 for d in tensor.dims):
-        raise InvalidModelError("a tensor has a negative dimension", where=where)
-    if math.prod(tensor.dims) > limits.elements:
-        raise UnsafeModelError(
-            f"a tensor declares {math.prod(tensor.dims)} elements, the limit is {limits.elements}",
-            where=where,
-            hint="raise Limits.elements if you trust the model",
-        )
+    _check_dims(tensor.dims, limits, where)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         if tensor.data_type == onnx.TensorProto.STRING:
             raise InvalidModelError("a string tensor cannot be external", where=where)
@@ -140,22 +140,50 @@ def _check_tensor(tensor: onnx.TensorProto, limits: Limits) -> None:
         )
 
 
+def _check_dims(dims: Iterable[int], limits: Limits, where: str) -> None:
+    if any(d < 0 for d in dims):
+        raise InvalidModelError("a tensor has a negative dimension", where=where)
+    # without the zeros: numpy cannot hold a shape whose other axes overflow, even an empty one
+    elements = math.prod(d for d in dims if d)
+    if elements > limits.elements:
+        raise UnsafeModelError(
+            f"a tensor declares {elements} elements, the limit is {limits.elements}",
+            where=where,
+            hint="raise Limits.elements if you trust the model",
+        )
+
+
+def _check_sparse(sparse: onnx.SparseTensorProto, limits: Limits) -> None:
+    where = f"sparse tensor {sparse.values.name}"
+    if not sparse.dims:
+        raise InvalidModelError("a sparse tensor has no axis", where=where)
+    _check_dims(sparse.dims, limits, where)
+    if sparse.values.data_type == onnx.TensorProto.STRING:
+        raise InvalidModelError("a sparse tensor of strings", where=where)
+    if sparse.indices.data_type != onnx.TensorProto.INT64:
+        raise InvalidModelError("indices of a sparse tensor are not int64", where=where)
+
+
 def _typed_length(tensor: onnx.TensorProto) -> int:
-    return max(
-        len(tensor.float_data),
-        len(tensor.int32_data),
-        len(tensor.int64_data),
-        len(tensor.double_data),
-        len(tensor.uint64_data),
-    )
+    """Entries of the one field that may hold this type (onnx.proto, TensorProto)."""
+    fields = {
+        onnx.TensorProto.FLOAT: tensor.float_data,
+        onnx.TensorProto.COMPLEX64: tensor.float_data,
+        onnx.TensorProto.DOUBLE: tensor.double_data,
+        onnx.TensorProto.COMPLEX128: tensor.double_data,
+        onnx.TensorProto.INT64: tensor.int64_data,
+        onnx.TensorProto.UINT32: tensor.uint64_data,
+        onnx.TensorProto.UINT64: tensor.uint64_data,
+    }
+    return len(fields.get(tensor.data_type, tensor.int32_data))
 
 
 def _typed_needed(tensor: onnx.TensorProto) -> int:
-    """Entries of the typed field: complex numbers take two, sub-byte types are packed by byte."""
+    """Entries of the typed field: complex numbers take two, 2 and 4 bits are packed by byte."""
     count = math.prod(map(int, tensor.dims))
     if tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128):
         return 2 * count
-    if _BITS[tensor.data_type] < 8:
+    if _BITS[tensor.data_type] < 6:
         return tensor_bytes(tensor)
     return count
 
@@ -165,6 +193,8 @@ def _check_expansion(proto: onnx.ModelProto, limits: Limits) -> None:
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
     if not functions:
         return
+    if len(functions) < len(proto.functions):
+        raise InvalidModelError("a local function is defined twice")
     sizes: dict[tuple[str, str, str], int] = {}
     visiting: set[tuple[str, str, str]] = set()
 

@@ -44,17 +44,22 @@ def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every stored tensor: initializers, sparse parts, tensors in attributes."""
     for graph in graphs(proto):
         yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield sparse.values
-            yield sparse.indices
     for node in nodes(proto):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            sparse_tensors = list(attribute.sparse_tensors)
+    for sparse in sparse_tensors(proto):
+        yield sparse.values
+        yield sparse.indices
+
+
+def sparse_tensors(proto: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every sparse tensor: initializers and those in attributes."""
+    for graph in graphs(proto):
+        yield from graph.sparse_initializer
+    for node in nodes(proto):
+        for attribute in node.attribute:
             if attribute.HasField("sparse_tensor"):
-                sparse_tensors.append(attribute.sparse_tensor)
-            for sparse in sparse_tensors:
-                yield sparse.values
-                yield sparse.indices
+                yield attribute.sparse_tensor
+            yield from attribute.sparse_tensors

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import logging
 import os
 import time
@@ -136,13 +138,17 @@ class _Job:
 
 
 def _refuse_main(target: object) -> None:
-    """A class of the main script cannot be found again by the child process."""
+    """A class of the main script, or of a function, cannot be found again by the child process."""
     module = target[0] if isinstance(target, tuple) else target
     parts = module.modules() if hasattr(module, "modules") else [module]
     for part in parts:
-        if not isinstance(part, str) and type(part).__module__ == "__main__":
+        if isinstance(part, str):
+            continue
+        kind = type(part)
+        place = "the main script" if kind.__module__ == "__main__" else "a function"
+        if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
             raise UsageError(
-                f"the class {type(part).__name__} stands in the main script, the export's process cannot import it",
+                f"the class {kind.__name__} stands in {place}, the export's process cannot import it",
                 hint="move it to a module of its own, or name it as file.py:attr",
             )
 
@@ -190,7 +196,8 @@ def _trace(module: nn.Module, inputs: Sequence[specs_of.Input], opset: int) -> i
     args = tuple(torch.from_numpy(a) for a in arrays)
     logging.getLogger("torch").setLevel(logging.CRITICAL)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    # torch prints graphs to stderr before it raises; the error says what matters
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             made = torch.onnx.export(
@@ -242,7 +249,7 @@ def _refusal(error: BaseException) -> UnsupportedError:
     elif "Constraints violated" in everything or "specialized" in everything:
         hint = "the module fixes this size, in a reshape or a loop; make it depend on x.shape, or do not ask for it"
     else:
-        hint = "see the module's operators; --debug shows the whole story"
+        hint = "rewrite what the message names with operators that ONNX has"
     return UnsupportedError(f"torch cannot export the module: {text}", hint=hint)
 
 

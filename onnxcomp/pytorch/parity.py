@@ -85,7 +85,8 @@ def check_parity(
                 where=path.name,
                 hint=_HINT,
             ) from error
-        done.append(Parity(case, _worst(names, expected, got, case, tolerance)))
+        hint = _HINT if case != sizes[0] else _HINT_TRACED
+        done.append(Parity(case, _worst(names, expected, got, case, tolerance, hint=hint)))
     if len(sizes) > 1 and len(done) - 1 < _FEWEST_OTHERS:
         raise GateError(
             f"the model could be compared at {len(done) - 1} other sizes only; torch refused {'; '.join(refused)}",
@@ -112,6 +113,8 @@ _TORCH_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError
 
 _HINT = "a size is baked into the graph: Python code that depends on x.shape runs once, while tracing"
 
+_HINT_TRACED = "does the module give the same outputs twice? Random parts and ones that train must be off in eval mode"
+
 
 def _torch(module: nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     with torch.inference_mode():
@@ -126,6 +129,8 @@ def _worst(
     got: Sequence[Any],
     sizes: Mapping[str, int],
     tolerance: float,
+    *,
+    hint: str,
 ) -> float:
     if len(expected) != len(got):
         raise AccuracyGateError(f"torch gives {len(expected)} outputs, the exported model {len(got)}")
@@ -135,14 +140,14 @@ def _worst(
             raise AccuracyGateError(
                 f"shape {have.shape} instead of {want.shape} at {_show(sizes)}",
                 where=f"output {name}",
-                hint=_HINT,
+                hint=hint,
             )
         error = _relative(want, have)
         if not error <= tolerance:
             raise AccuracyGateError(
                 f"differs from torch by {error:.2g} of the largest value at {_show(sizes)}, {tolerance:g} is allowed",
                 where=f"output {name}",
-                hint=_HINT,
+                hint=hint,
             )
         worst = max(worst, error)
     return worst

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.errors import UsageError, nearest
 
-_INPUT = re.compile(r"(?:(?P<name>[^:\[\]]+):)?(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\]")
+_INPUT = re.compile(r"(?:(?P<name>[^:\[\]]+):)?(?P<dtype>[a-z]+\d*)\[(?P<shape>(?:[1-9]\d*(?:,[1-9]\d*)*)?)\]")
 _DYNAMIC = re.compile(r"(?P<name>[^:]+):(?P<axis>\d+)=(?P<dim>[A-Za-z_]\w*)")
 _DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -50,9 +50,13 @@ def parse_inputs(specs: Sequence[str], arguments: Sequence[str]) -> list[Input]:
     """
     found = []
     for i, spec in enumerate(specs):
-        match = _INPUT.fullmatch(spec.strip())
+        match = _INPUT.fullmatch(spec.replace(" ", ""))
         if match is None:
-            raise UsageError("not of the form name:float32[1,3,224,224]", where=f"--inputs {spec}")
+            raise UsageError(
+                "not of the form name:float32[1,3,224,224]",
+                where=f"--inputs {spec}",
+                hint="every size is a number of 1 or more; open axes are named with --dynamic",
+            )
         if match["dtype"] not in _DTYPES:
             hint = nearest(match["dtype"], _DTYPES) or f"one of {', '.join(_DTYPES)}"
             raise UsageError(f"unknown type '{match['dtype']}'", where=f"--inputs {spec}", hint=hint)
@@ -60,7 +64,7 @@ def parse_inputs(specs: Sequence[str], arguments: Sequence[str]) -> list[Input]:
         if name not in arguments:
             hint = nearest(name, arguments) or f"its arguments are: {', '.join(arguments)}"
             raise UsageError(f"forward() has no argument '{name}'", where=f"--inputs {spec}", hint=hint)
-        sizes = [part for part in match["shape"].replace(" ", "").split(",") if part]
+        sizes = [part for part in match["shape"].split(",") if part]
         found.append(Input(name, match["dtype"], tuple(int(s) for s in sizes)))
     order = {name: i for i, name in enumerate(arguments)}
     return sorted(found, key=lambda one: order[one.name])
@@ -83,7 +87,8 @@ def with_dynamic(inputs: Sequence[Input], specs: Sequence[str]) -> list[Input]:
             raise UsageError(f"no input '{match['name']}'", where=f"--dynamic {spec}", hint=hint)
         if axis >= len(one.shape):
             raise UsageError(f"the input has {len(one.shape)} axes only", where=f"--dynamic {spec}")
-        dims.setdefault(one.name, {})[axis] = match["dim"]
+        if dims.setdefault(one.name, {}).setdefault(axis, match["dim"]) != match["dim"]:
+            raise UsageError(f"axis {axis} has two names", where=f"--dynamic {spec}")
     traced: dict[str, int] = {}
     for one in inputs:
         for axis, dim in dims.get(one.name, {}).items():

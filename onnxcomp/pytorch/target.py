@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect as python_inspect
 import pickle
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from onnxcomp.data.sources import load_attribute
-from onnxcomp.errors import DataError, UsageError
+from onnxcomp.errors import DataError, OnnxcompError, UnsupportedError, UsageError
 from onnxcomp.pytorch.specs import Input, parse_inputs
 
 
@@ -24,20 +27,35 @@ def resolve(target: str | nn.Module | tuple[Any, ...]) -> tuple[nn.Module, tuple
     """
     found = load_attribute(target) if isinstance(target, str) else target
     if not isinstance(found, (nn.Module, tuple)) and callable(found):
-        found = found()
+        found = _call(found, target)
     examples: Any = ()
     if isinstance(found, tuple):
         if len(found) != 2:
             raise UsageError("not a module, nor (module, example inputs)", where=target)
         found, examples = found
         if not isinstance(found, nn.Module) and callable(found):
-            found = found()
+            found = _call(found, target)
     if not isinstance(found, nn.Module):
         raise UsageError(f"a {type(found).__name__}, not a torch module", where=target)
     examples = (examples,) if isinstance(examples, torch.Tensor) else tuple(examples)
     if not all(isinstance(e, torch.Tensor) for e in examples):
         raise UsageError("example inputs must be tensors", where=target)
     return found.eval(), examples
+
+
+def _call(factory: Callable[[], Any], target: object) -> Any:
+    """What the user's factory returns. Raises UsageError with the line of their code that failed."""
+    try:
+        return factory()
+    except OnnxcompError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"calling it failed: {type(error).__name__}: {error}",
+            where=f"{target}, {place.filename}:{place.lineno}",
+            hint="it is called without arguments; name a function that returns the module",
+        ) from error
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -53,7 +71,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle versions that it goes on to refuse or read
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(
             "the checkpoint holds more than tensors; it is not loaded, it could run code",
@@ -89,10 +109,10 @@ def inputs_of(module: nn.Module, examples: Sequence[torch.Tensor], specs: Sequen
     elif examples:
         if len(examples) > len(arguments):
             raise UsageError(f"{len(examples)} example inputs for {len(arguments)} arguments of forward()")
-        arrays = [e.detach().cpu().numpy() for e in examples]
+        arrays = [_array(e) for e in examples]
         found = [Input(name, str(a.dtype), a.shape, example=a) for name, a in zip(arguments, arrays, strict=False)]
     else:
-        example = ", ".join(f"--inputs '{name}:float32[1,...]'" for name in arguments[:2])
+        example = " ".join(f"--inputs '{name}:float32[1,...]'" for name in arguments[:2])
         raise UsageError("the shapes of the inputs are not known", where="--inputs", hint=f"give {example}")
     if [one.name for one in found] != arguments[: len(found)]:
         raise UsageError("the inputs must be the first arguments of forward(), none left out", where="--inputs")
@@ -100,6 +120,15 @@ def inputs_of(module: nn.Module, examples: Sequence[torch.Tensor], specs: Sequen
     if missing:
         raise UsageError(f"forward() also needs '{missing[0]}'", where="--inputs")
     return found
+
+
+def _array(example: torch.Tensor) -> np.ndarray:
+    try:
+        return example.detach().cpu().numpy()
+    except TypeError as error:
+        raise UnsupportedError(
+            f"example inputs of {example.dtype} are not supported", hint="export in float32, then cast"
+        ) from error
 
 
 def _line(error: BaseException) -> str:

@@ -71,7 +71,7 @@ def _sections(document: Json) -> list[Section]:
         )
     try:
         return maker(document)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
         raise DataError(f"the result is damaged or of another version: {error!r}", where=schema) from error
 
 
@@ -95,11 +95,15 @@ def _demo(document: Json) -> list[Section]:
     figures = [
         ("Accuracy on held-out samples, 95 % intervals", plots.intervals(
             [(m["name"], m["score"]) for m in models], label=f"{metric} in %", scale=100)),
-        ("Drop against the reference on the same samples (paired); green: within the budget", plots.intervals(
-            [(m["name"], m["drop"]) for m in models if m["drop"]], label="drop in points", scale=100, line=0.0,
-            band=(-100 * document["max_drop"], 100 * document["max_drop"]))),
         ("Size", plots.sizes([(m["name"], m["bytes"]) for m in models])),
     ]  # fmt: skip
+    drops = [(m["name"], m["drop"]) for m in models if m["drop"]]
+    if drops:
+        figures.insert(1, (
+            "Drop against the reference on the same samples (paired); green: within the budget", plots.intervals(
+                drops, label="drop in points", scale=100, line=0.0,
+                band=(-100 * document["max_drop"], 100 * document["max_drop"])),
+        ))  # fmt: skip
     if measured:
         figures.append((
             "Speed against the reference in interleaved rounds, 95 % intervals; right of 1 is faster",
@@ -134,7 +138,7 @@ def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
         [
             _name(r["model"]), r["provider"], str(r["batch"]), str(r["threads"]),
             *(text.latency(r["latency_ms"][p]) for p in ("p50", "p90", "p95", "p99")),
-            text.number(r["throughput"]), text.size(r["memory"]["pss_bytes"] or 0),
+            text.number(r["throughput"]), text.size(r["memory"]["pss_bytes"]),
         ]
         for r in results
     ]  # fmt: skip
@@ -219,7 +223,7 @@ def _record(document: Json) -> list[Section]:
 
 def _fidelity(document: Json) -> list[Section]:
     rows = [
-        [name, text.decibel(f["sqnr_db"]), *("NaN" if f[k] is None else f"{f[k]:.4g}" for k in _FIDELITY)]
+        [name, text.decibel(f), *("NaN" if f[k] is None else f"{f[k]:.4g}" for k in _FIDELITY)]
         for name, f in document["outputs"].items()
     ]
     agreement = document["agreement"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ def distributions(rows: Sequence[tuple[str, Sequence[int]]]) -> str:
 
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    lines: list[Any] = []
+    labels: list[str] = []
     cut = 3 * max(float(np.median(ns)) for _, ns in rows) / 1e6
     for i, (name, ns) in enumerate(rows):
         ms = np.sort(np.asarray(ns, float)) / 1e6
@@ -71,13 +74,14 @@ def distributions(rows: Sequence[tuple[str, Sequence[int]]]) -> str:
         beyond = int(np.sum(ms > cut))
         label = name if not beyond else f"{name} ({beyond} of {len(ms)} beyond the axis)"
         keep = np.unique(np.linspace(0, len(ms) - 1, 400).astype(int))
-        axes.step(ms[keep], share[keep], where="post", lw=1.6, label=label, color=plt.cm.tab10(i))
+        lines += axes.step(ms[keep], share[keep], where="post", lw=1.6, color=plt.cm.tab10(i))
+        labels.append(label)
     axes.set_xlim(0, cut)
     axes.set_ylim(0, 1.01)
     axes.set_xlabel("wall latency in ms", color=_INK)
     axes.set_ylabel("share of runs", color=_INK)
     axes.grid(color="#e6e9ef", lw=0.8)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(lines, labels, frameon=False, fontsize=8, loc="lower right")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return _svg(figure, "cumulative distribution of wall latencies")
@@ -91,6 +95,7 @@ def _pyplot() -> Any:
     mpl.use("Agg")
     # a fixed salt: the same results give the same bytes
     mpl.rcParams.update({"svg.hashsalt": "onnxcomp", "svg.fonttype": "none", "font.family": "sans-serif"})
+    mpl.rcParams["text.parse_math"] = False  # names of models are not formulas
     import matplotlib.pyplot as plt
 
     return plt
@@ -111,7 +116,9 @@ def _svg(figure: Any, description: str) -> str:
     import matplotlib.pyplot as plt
 
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has the font of the name, if ours has not
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     body = buffer.getvalue()
     body = body[body.index("<svg") :]

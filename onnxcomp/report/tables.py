@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,7 +116,7 @@ def fidelity(result: Json) -> None:
         table.add_column(name, justify="left" if name == "output" else "right")
     for name, found in result["outputs"].items():
         figures = (found["cosine_mean"], found["cosine_p1"], found["max_abs"], found["max_rel"])
-        table.add_row(name, text.decibel(found["sqnr_db"]), *("NaN" if f is None else f"{f:.4g}" for f in figures))
+        _add(table, name, text.decibel(found), *("NaN" if f is None else f"{f:.4g}" for f in figures))
     _print(table)
     if result["agreement"] is not None:
         agreement = text.score_interval(result["agreement"], "accuracy")
@@ -159,7 +160,7 @@ def exported(result: Json) -> None:
     for check in result["parity"]:
         sizes = check["sizes"]
         shown = ", ".join(f"{k}={v}" for k, v in sizes.items()) if isinstance(sizes, Mapping) else str(sizes)
-        table.add_row(shown or "as traced", f"{check['max_rel_error']:.1e}")
+        _add(table, shown or "as traced", f"{check['max_rel_error']:.1e}")
     _print(table)
 
 
@@ -170,10 +171,10 @@ def benchmark(result: Json) -> None:
         table.add_column(name, justify="left" if name in ("model", "provider") else "right")
     for row in result["results"]:
         found = row["latency_ms"]
-        table.add_row(
-            row["model"], row["provider"], str(row["batch"]), str(row["threads"]),
+        _add(
+            table, row["model"], row["provider"], str(row["batch"]), str(row["threads"]),
             *(text.latency(found[p]) for p in ("p50", "p90", "p99")),
-            text.number(row["throughput"]), text.size(row["memory"]["pss_bytes"] or 0),
+            text.number(row["throughput"]), text.size(row["memory"]["pss_bytes"]),
         )  # fmt: skip
     _print(table)
     verdicts(result["comparison"])
@@ -188,9 +189,10 @@ def demo(result: Json) -> None:
     metric = result["metric"]
     table = _table(result["title"])
     for name in ("model", "size", "smaller", metric, "drop, paired", "speedup", "verdict", "gate"):
-        table.add_column(name, justify="right" if name in ("size", "smaller") else "left")
+        table.add_column(_plain(name), justify="right" if name in ("size", "smaller") else "left")
     for row in result["models"]:
-        table.add_row(
+        _add(
+            table,
             row["name"],
             text.size(row["bytes"]),
             f"{1 / row['size_ratio']:.2f}x",
@@ -203,7 +205,7 @@ def demo(result: Json) -> None:
     _print(table)
     for row in result["refused"]:
         _print(f"refused: {row['name']}: {row['reason']}")
-    _print(Text(result["conclusion"], style="bold"))
+    _print(_plain(result["conclusion"], style="bold"))
     trust = result["bench"]["trust"]
     reasons = "; ".join(reason["text"] for reason in trust["reasons"])
     _print(f"trust in the timings: {trust['grade']}" + (f" ({reasons})" if reasons else ""))
@@ -226,7 +228,8 @@ def verdicts(comparison: Sequence[Json]) -> None:
         table.add_column(name)
     for row in comparison:
         control = row["aa"]
-        table.add_row(
+        _add(
+            table,
             row["candidate"],
             text.ratio(row["speedup"]),
             Text(row["verdict"], style=_COLOURS[row["verdict"]]),
@@ -243,13 +246,13 @@ def _facts(rows: Sequence[tuple[str, str]], *, stderr: bool = False) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(name), Text(value))
+        _add(table, name, value)
     _print(table, stderr=stderr)
 
 
 def _table(title: str) -> Table:
     return Table(
-        title=Text(title),
+        title=_plain(title),
         title_justify="left",
         title_style="bold",
         box=None,
@@ -258,8 +261,17 @@ def _table(title: str) -> Table:
     )
 
 
+def _add(table: Table, *cells: str | Text) -> None:
+    table.add_row(*(_plain(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _plain(words: str, style: str = "") -> Text:
+    """Names come from models: neither markup nor control characters in them may do anything."""
+    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", words), style=style)
+
+
 def _print(what: Any, *, stderr: bool = False) -> None:
-    what = Text(what) if isinstance(what, str) else what
+    what = _plain(what) if isinstance(what, str) else what
     console = Console(stderr=stderr)
     if console.is_terminal:
         console.print(what)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 
-def size(count: float) -> str:
-    """Bytes in thousands: '3.16 MB'."""
-    for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+def size(count: float | None) -> str:
+    """Bytes in thousands: '3.16 MB'; unknown as a dash."""
+    if count is None:
+        return "-"
+    if abs(count) < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    return f"{count:.3g} GB"
+        if abs(count) < 999.5:  # what rounds to 1000 belongs to the next unit
+            return f"{count:.3g} {unit}"
+    return f"{count / 1000:.3g} TB"
 
 
 def number(count: float | None) -> str:
@@ -46,14 +51,22 @@ def ratio(found: Mapping[str, Any]) -> str:
     return f"{found['value']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]"
 
 
-def decibel(value: float | None) -> str:
-    """SQNR; None in JSON stands for equal outputs."""
-    return "equal" if value is None else f"{value:.1f} dB"
+def decibel(found: Mapping[str, Any]) -> str:
+    """SQNR of an output; None in JSON stands for equal outputs, and for noise that has no measure."""
+    if found["sqnr_db"] is None:
+        return "equal" if found["max_abs"] == 0 else "none"
+    return f"{found['sqnr_db']:.1f} dB"
 
 
 def latency(found: Mapping[str, Any]) -> str:
     """A percentile in ms with its interval, or why there is none."""
     if not found["estimable"] or found["value"] is None:
         return f"not estimable (needs {found['needed']} runs)"
-    high = "∞" if found["high"] is None else f"{found['high']:#.3g}"
-    return f"{found['value']:#.3g} [{found['low']:#.3g}, {high}]"
+    high = "∞" if found["high"] is None else _three(found["high"])
+    return f"{_three(found['value'])} [{_three(found['low'])}, {high}]"
+
+
+def _three(value: float) -> str:
+    """Three significant digits, never an exponent: '0.0123', '1.20', '1,234'."""
+    decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+    return f"{value:,.{decimals}f}"
