@@ -110,6 +110,13 @@ def _distributions() -> Finding:
     found = runtime.ort_distributions()
     if len(found) == 1:
         return Finding("onnxruntime", True, found[0])
+    if not found:
+        return Finding(
+            "onnxruntime",
+            False,
+            "no installed distribution provides the package that is imported",
+            "pip install 'onnxcomp[cpu]', or 'onnxcomp[gpu]' for CUDA; never both",
+        )
     return Finding(
         "onnxruntime",
         False,

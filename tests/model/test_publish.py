@@ -159,8 +159,15 @@ def test_an_existing_output_needs_force(source, other, home):
     assert names(home) == ["o.onnx", "o.onnx.record.json"]
 
 
-def test_an_output_that_appears_meanwhile_is_kept(source, home):
+def no_link(*args, **kwargs):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_an_output_that_appears_meanwhile_is_kept(source, home, monkeypatch, links):
     out = home / "o.onnx"
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
 
     def meanwhile(path):
         out.write_text("theirs")
@@ -380,6 +387,29 @@ def test_other_files_follow_the_same_rules(home):
     assert names(home) == ["report.html"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_all_is_on_the_disk_before_the_model_takes_its_name(source, other, home, monkeypatch, force):
+    out, log = home / "o.onnx", []
+    if force:
+        publish(load(other), out, verify=accept, record=note)
+    fsync, move = os.fsync, module._move
+
+    def syncing(fd):
+        fsync(fd)
+        log.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))  # noqa: PTH115, PTH119
+
+    def moving(path, target, **options):
+        log.append("move")
+        assert record_path(out).is_file()
+        assert list(home.glob("*.data"))
+        move(path, target, **options)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(module, "_move", moving)
+    publish(load(source), out, verify=accept, record=note, external_above=0, force=force)
+    assert log == ["draft.data", "o.onnx", "o.onnx.record.json", "out", "move", "out"]
+
+
 class Fault:
     """Makes the n-th call of some functions fail, and counts them."""
 
@@ -472,11 +502,7 @@ def test_a_file_system_without_hard_links(source, other, home, monkeypatch, forc
     out = home / "o.onnx"
     if force:
         publish(load(other), out, verify=accept, record=note)
-
-    def link(*args, **kwargs):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "link", no_link)
     publish(load(source), out, verify=accept, record=note, force=force)
     assert consistent(out)
     assert set(load(out).graph.initializers) == set(load(source).graph.initializers)

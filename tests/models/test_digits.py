@@ -20,6 +20,7 @@ def found():
 
 @pytest.fixture
 def one_thread():
+    """As the card says; on a busy machine two threads wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -75,7 +76,7 @@ def test_same_seed_same_weights(one_thread):
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
-def test_progress_and_mode_of_training():
+def test_progress_and_mode_of_training(one_thread):
     heard = []
     network = digits.train(epochs=2, on_progress=lambda text, fraction: heard.append((text, fraction)))
     assert heard == [("training", 0.5), ("training", 1.0)]
@@ -98,7 +99,7 @@ def test_accuracy_counts_right_answers():
 
 
 @pytest.mark.slow
-def test_the_default_recipe_learns(found):
+def test_the_default_recipe_learns(found, one_thread):
     network = digits.train()
     assert digits.accuracy(network, found.test_images, found.test_labels) >= 0.985
 
