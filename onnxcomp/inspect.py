@@ -18,6 +18,9 @@ from onnxcomp import model as models
 from onnxcomp.callable import make_callable
 from onnxcomp.model import ModelFile, Signature
 
+#: key of a node's metadata: path of the torch module that it came from, 'encoder.layer.3'
+MODULE = "onnxcomp.module"
+
 #: operators that hold weights -> which inputs may be weights, by (domain, op type)
 WEIGHT_INPUTS: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("", "Conv"): (1,),

@@ -170,6 +170,12 @@ def test_a_worker_deaf_to_sigterm_is_killed(place, monkeypatch):
     assert not (place / "cleaned").exists()
 
 
+def test_a_frozen_worker_is_killed(monkeypatch):
+    monkeypatch.setattr(worker, "_GRACE", 0.2)
+    with pytest.raises(WorkerTimeoutError):
+        isolated(jobs.freeze, limits=WorkerLimits(seconds=2))
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 

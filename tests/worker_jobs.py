@@ -114,14 +114,19 @@ def hang(folder, deaf=False):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     if deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (folder / "new").write_text(f"{os.getpid()} {other.pid}")
-    (folder / "new").rename(folder / "pids")
-    worker.report("hanging")
     try:
+        (folder / "new").write_text(f"{os.getpid()} {other.pid}")
+        (folder / "new").rename(folder / "pids")
+        worker.report("hanging")
         while True:
             time.sleep(0.01)
     finally:
         (folder / "cleaned").touch()
+
+
+def freeze():
+    worker.report("freezing")
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def leave_a_process(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from onnxcomp.cli import shell as shells
@@ -17,6 +19,11 @@ from onnxcomp.cli.shell import Shell
 @click.option("--weights", metavar="FILE", help="A .safetensors file, or a checkpoint of tensors only.")
 @click.option("--check-sizes", multiple=True, metavar="SIZES", help="Compare at these sizes too, 'batch=7,seq=33'.")
 @click.option("--output-names", metavar="A,B", help="Names of the outputs, in order.")
+@click.option(
+    "--for", "purpose", type=click.Choice(("serving", "training")), default="serving", show_default=True,
+    help="serving folds constants and BatchNorm; training keeps the graph as written.",
+)  # fmt: skip
+@click.option("--data", metavar="D", help="Real samples to compare on too: .npz, .npy, folder, FILE.py:fn.")
 @shells.common()
 def command(
     shell: Shell,
@@ -29,11 +36,13 @@ def command(
     weights: str | None,
     check_sizes: tuple[str, ...],
     output_names: str | None,
+    purpose: Literal["serving", "training"],
+    data: str | None,
 ) -> None:
     """Export a PyTorch module and prove it equal to torch at several sizes.
 
-    TARGET is module:attr or file.py:attr: an nn.Module, a callable that returns one, or
-    (module, example inputs).
+    TARGET is module:attr or file.py:attr (an nn.Module, a callable that returns one, or
+    (module, example inputs)), a .pt2 program, or a local Hugging Face folder.
     """
     from onnxcomp.pytorch import export
     from onnxcomp.report import tables
@@ -48,6 +57,8 @@ def command(
             weights=weights,
             check_sizes=check_sizes,
             output_names=output_names.split(",") if output_names else (),
+            purpose=purpose,
+            data=data,
             force=force,
             limits=shell.limits(),
             on_progress=on_progress,

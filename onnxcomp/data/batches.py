@@ -22,7 +22,7 @@ class Batch:
     Attributes:
         feeds: array per input name.
         labels: (samples, ...) or None.
-        start: index of the first sample.
+        start: index of the first sample, counting those that were left out before it.
         samples: how many samples the batch holds.
     """
 
@@ -87,7 +87,7 @@ class Batches:
                 }
                 labels = None if plan.labels is None else plan.labels[low:high]
                 yield Batch(_contiguous(feeds), labels, start + low, high - low)
-            start += usable
+            start += plan.samples
 
     @property
     def samples(self) -> int:

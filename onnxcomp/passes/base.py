@@ -78,12 +78,16 @@ class Pass(ir.passes.InPlacePass):
     Class attributes:
         name: the recipe's and the command line's name.
         exact: whether outputs stay equal up to rounding; the pipeline then proves it.
+        near: whether outputs stay near enough that the pipeline reports how near, on noise if need be.
         needs_data: whether `Context.data` must be there.
+        wants_data: whether it uses `Context.data` where there is some.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool] = False
+    near: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
+    wants_data: ClassVar[bool] = False
 
     @abc.abstractmethod
     def apply(self, model: ir.Model, context: Context) -> Effect:

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-import io
-import logging
+import itertools
 import os
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import onnx_ir as ir
-from onnx_ir.passes import common
+import numpy as np
 
 from onnxcomp import model as models
 from onnxcomp import runtime, worker
+from onnxcomp.data import Batches
 from onnxcomp.errors import UnsupportedError, UsageError
-from onnxcomp.model import ModelFile, Signature
-from onnxcomp.passes.base import drop_inner_shapes
+from onnxcomp.model import InputSpec, ModelFile, Signature
 from onnxcomp.pytorch import specs as specs_of
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from onnxcomp.pytorch.capture import Subject
     from onnxcomp.pytorch.parity import Parity
 
 OPSET = 20
 TOLERANCE = 1e-4
+
+#: how much of the user's data is compared: so many samples a run, so many runs
+_REAL_BATCH, _REAL_BATCHES = 8, 8
+
+Purpose = Literal["serving", "training"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ def export(
     weights: str | os.PathLike[str] | None = None,
     check_sizes: Sequence[str] = (),
     output_names: Sequence[str] = (),
+    purpose: Purpose = "serving",
+    data: str | os.PathLike[str] | None = None,
     tolerance: float = TOLERANCE,
     force: bool = False,
     limits: worker.WorkerLimits | None = None,
@@ -84,14 +88,20 @@ def export(
     the caller's module stays as it is.
 
     Args:
-        target: 'module:attr', 'file.py:attr', an nn.Module, or (module, example inputs).
+        target: 'module:attr', 'file.py:attr', an nn.Module, or (module, example inputs); a `.pt2`
+            program (torch's loader evaluates expressions in it: name only those you trust); or a
+            local Hugging Face folder with config.json and safetensors.
         output: path of the `.onnx` file.
         inputs: 'x:float32[1,3,224,224]' per input; not needed where the target brings examples.
         dynamic: 'x:0=batch' per axis whose size is open.
         opset: of the default domain, 18 to 23.
         weights: a .safetensors file, or a checkpoint of tensors only.
         check_sizes: further sizes to compare at, 'batch=7,seq=33'.
-        output_names: names of the outputs in order; default 'output', or 'output_0', 'output_1' ...
+        output_names: names of the outputs in order; default: the keys of a dictionary that the
+            module returns, else 'output', or 'output_0', 'output_1' ...
+        purpose: 'serving' folds constants and BatchNormalization; 'training' keeps the graph as it
+            was written, each parameter under its own name, for pruning, hints and fine-tuning.
+        data: real samples to compare on too, as `onnxcomp.data.open_source` takes them.
         tolerance: largest difference from torch over its largest absolute output.
         force: replace an existing output.
         limits: of the child process.
@@ -115,6 +125,8 @@ def export(
         None if weights is None else Path(weights),
         tuple(check_sizes),
         tuple(output_names),
+        purpose,
+        None if data is None else os.fspath(data),
         tolerance,
         force,
     )
@@ -133,6 +145,8 @@ class _Job:
     weights: Path | None
     check_sizes: tuple[str, ...]
     output_names: tuple[str, ...]
+    purpose: Purpose
+    data: str | None
     tolerance: float
     force: bool
 
@@ -155,135 +169,45 @@ def _refuse_main(target: object) -> None:
 
 def _export(job: _Job) -> Exported:
     """The child's part."""
-    import torch
-
-    from onnxcomp.pytorch import parity
+    from onnxcomp.pytorch import convert, parity
     from onnxcomp.pytorch import target as targets
 
     start = time.perf_counter()
     worker.report("loading the module")
-    torch.manual_seed(0)  # an untrained module gets the same weights each time
-    module, examples = targets.resolve(job.target)
-    if job.weights is not None:
-        targets.load_weights(module, job.weights)
-    found = specs_of.with_dynamic(targets.inputs_of(module, examples, job.inputs), job.dynamic)
-    sizes = specs_of.sizes_to_check(found, job.check_sizes)
-    worker.report("exporting")
-    model = _trace(module, found, job.opset)
-    _rename(model, [one.name for one in found], job.output_names)
-    _loosen(model, parity.output_shapes(module, found, sizes))
-    drop_inner_shapes(model)
-    common.ClearMetadataAndDocStringPass()(model)  # it holds absolute paths of the user's sources
+    subject = targets.resolve(job.target, job.inputs, job.dynamic, job.weights)
+    sizes = specs_of.sizes_to_check(subject.inputs, job.check_sizes)
+    cases = parity.cases_of(subject, sizes, _real(subject, job.data))
+    worker.report("converting")
+    model = convert.convert(subject, job.opset, job.output_names, serving=job.purpose == "serving")
+    convert.loosen(model, [[array.shape for array in case.expected] for case in cases])
+    inputs = subject.inputs
+    del subject
+    signature, opset = models.signature(model), model.opset_imports[""]
     checks: list[parity.Parity] = []
 
     def verify(path: Path) -> None:
+        # two copies of the weights, torch's and ORT's, may be more than the machine has
+        large = path.stat().st_size < sum(f.stat().st_size for f in path.parent.iterdir()) / 2
+        if large:
+            convert.release(model)
+        config = {"session.disable_prepacking": "1"} if large else {}
         runtime.check_loads(path)
-        parity.check_axes(path, found)
-        checks.extend(parity.check_parity(module, path, found, sizes, job.tolerance))
+        parity.check_axes(path, inputs)
+        checks.extend(parity.check_parity(path, cases, job.tolerance, config=config))
 
     done = models.publish(model, job.output, verify=verify, force=job.force)
-    return Exported(done, model.opset_imports[""], models.signature(model), tuple(checks), time.perf_counter() - start)
+    return Exported(done, opset, signature, tuple(checks), time.perf_counter() - start)
 
 
-def _trace(module: nn.Module, inputs: Sequence[specs_of.Input], opset: int) -> ir.Model:
-    """Export with named dimensions; where torch fixes one of them, `check_axes` finds it frozen."""
-    import torch
-
-    sizes = specs_of.traced_sizes(inputs)
-    dims = {name: torch.export.Dim(name, min=1) for name in sizes}
-    shapes = tuple({axis: dims[name] for axis, name in one.dims.items()} or None for one in inputs)
-    arrays = [one.make(sizes, 0) if one.example is None else _example(one, sizes) for one in inputs]
-    args = tuple(torch.from_numpy(a) for a in arrays)
-    logging.getLogger("torch").setLevel(logging.CRITICAL)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    # torch prints graphs to stderr before it raises; the error says what matters
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            made = torch.onnx.export(
-                module,
-                args,
-                dynamo=True,
-                dynamic_shapes=shapes if dims else None,
-                opset_version=opset,
-                verbose=False,
-            )
-        except Exception as error:
-            raise _refusal(error) from error
-    if made is None:
-        raise UnsupportedError("torch exported nothing")
-    model: ir.Model = made.model
-    return model
-
-
-def _loosen(model: ir.Model, shapes: Sequence[Sequence[tuple[int, ...]]]) -> None:
-    """Open the sizes of outputs that torch's export states as constants and that are none.
-
-    shapes: of every output, for every size that was tried.
-    """
-    for value, seen in zip(model.graph.outputs, zip(*shapes, strict=True), strict=True):
-        if value.shape is None or any(len(s) != len(value.shape) for s in seen):
-            value.shape = None
-            continue
-        moving = [len(set(sizes)) > 1 for sizes in zip(*seen, strict=True)]
-        value.shape = ir.Shape(
-            None if moves and isinstance(d, int) else d for d, moves in zip(value.shape, moving, strict=True)
-        )
-
-
-def _example(one: specs_of.Input, sizes: dict[str, int]) -> Any:
-    """The user's own example where it has the traced sizes already."""
-    assert one.example is not None
-    return one.example if one.example.shape == one.shape else one.make(sizes, 0)
-
-
-def _refusal(error: BaseException) -> UnsupportedError:
-    """The first line that says something, from the innermost cause."""
-    causes = [error]
-    while (inner := causes[-1].__cause__ or causes[-1].__context__) is not None and inner not in causes:
-        causes.append(inner)
-    text = " ".join(str(causes[-1]).split())[:400] or type(causes[-1]).__name__
-    everything = " ".join(str(cause) for cause in causes)
-    if "data-dependent" in everything or "GuardOnDataDependent" in everything:
-        hint = "write data-dependent branches with torch.cond"
-    elif "Constraints violated" in everything or "specialized" in everything:
-        hint = "the module fixes this size, in a reshape or a loop; make it depend on x.shape, or do not ask for it"
-    else:
-        hint = "rewrite what the message names with operators that ONNX has"
-    return UnsupportedError(f"torch cannot export the module: {text}", hint=hint)
-
-
-def _rename(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give inputs and outputs their names; an inner value that has one of them already steps aside.
-
-    torch writes an invalid file when an output is named like an operator used inside.
-    """
-    graph = model.graph
-    if len(graph.inputs) != len(inputs):
-        raise UnsupportedError(
-            f"{len(inputs)} inputs were given, the exported graph has {len(graph.inputs)}",
-            hint="an argument is not used by the module; leave it out",
-        )
-    count = len(graph.outputs)
-    names = list(outputs) or (["output"] if count == 1 else [f"output_{i}" for i in range(count)])
-    if len(names) != count or len({*names, *inputs}) != count + len(inputs):
-        raise UsageError(
-            f"the model has {count} outputs, {len(names)} names were given"
-            if len(names) != count
-            else "names of inputs and outputs must differ",
-            where="--output-names",
-        )
-    faces = dict(zip([*graph.inputs, *graph.outputs], [*inputs, *names], strict=True))
-    wanted = set(faces.values())
-    taken = {v.name for node in graph.all_nodes() for v in node.outputs} | set(graph.initializers)
-    for value in [*(v for node in graph.all_nodes() for v in node.outputs), *graph.initializers.values()]:
-        if value.name in wanted and value not in faces:
-            fresh = f"{value.name}_inner"
-            while fresh in taken or fresh in wanted:
-                fresh += "_"
-            taken.add(fresh)
-            value.name = fresh
-    for i, value in enumerate(faces):
-        value.name = f"onnxcomp.face.{i}"  # first out of each other's way
-    for value, name in faces.items():
-        value.name = name
+def _real(subject: Subject, data: str | None) -> Iterator[dict[str, np.ndarray]]:
+    """The first batches of the user's data, by input name."""
+    if data is None:
+        return
+    wanted = tuple(
+        InputSpec(one.name, one.dtype, tuple(one.dims.get(i, size) for i, size in enumerate(one.shape)))
+        for one in subject.inputs
+    )
+    batches = Batches(data, wanted, batch_size=_REAL_BATCH)
+    batches.require_real("the comparison with torch")
+    for batch in itertools.islice(batches, _REAL_BATCHES):
+        yield dict(batch.feeds)

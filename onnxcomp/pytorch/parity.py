@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
 
 from onnxcomp import runtime, worker
-from onnxcomp.errors import AccuracyGateError, DataError, GateError
+from onnxcomp.errors import AccuracyGateError, DataError, GateError, UnsupportedError
+from onnxcomp.pytorch.capture import TORCH_ERRORS, Feeds, Subject
 from onnxcomp.pytorch.specs import Input
 
 #: sizes other than the traced one that must have been compared when an axis is dynamic
-_FEWEST_OTHERS = 2
+_FEWEST_OTHERS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Inputs, and what torch makes of them.
+
+    Attributes:
+        sizes: of the dynamic axes.
+        feeds: arrays by input name.
+        expected: torch's outputs in order.
+        inputs: 'seeded' or 'real'.
+    """
+
+    sizes: Mapping[str, int]
+    feeds: Feeds
+    expected: Sequence[np.ndarray]
+    inputs: Literal["seeded", "real"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +42,16 @@ class Parity:
     Attributes:
         sizes: of the dynamic axes.
         max_rel_error: largest difference over the largest absolute output of torch.
+        inputs: 'seeded' or 'real'.
     """
 
     sizes: Mapping[str, int]
     max_rel_error: float
+    inputs: str = "seeded"
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
-        return {"sizes": dict(self.sizes), "max_rel_error": self.max_rel_error}
+        return {"sizes": dict(self.sizes), "max_rel_error": self.max_rel_error, "inputs": self.inputs}
 
 
 def check_axes(path: Path, inputs: Sequence[Input]) -> None:
@@ -50,77 +68,84 @@ def check_axes(path: Path, inputs: Sequence[Input]) -> None:
                 )
 
 
-def check_parity(
-    module: nn.Module,
-    path: Path,
-    inputs: Sequence[Input],
-    sizes: Sequence[Mapping[str, int]],
-    tolerance: float,
-) -> list[Parity]:
-    """Run both at every size; a static model twice, with different values.
+def cases_of(subject: Subject, sizes: Sequence[Mapping[str, int]], real: Iterable[Feeds] = ()) -> list[Case]:
+    """What torch computes at every size on seeded inputs, and on `real` ones.
 
-    Sizes that torch itself refuses are passed over, but some other than the traced must remain.
-    Raises AccuracyGateError naming the worst output, the sizes and the error.
+    A static model is tried twice, with different values. Sizes that the module itself refuses are
+    passed over, but three others than the traced must remain.
+
+    Raises GateError: at a size that the module takes, the captured program gives a wrong answer or
+    none; or too few sizes are left.
     """
-    session = runtime.open_session(path)
-    names = [spec.name for spec in session.signature.outputs]
-    done: list[Parity] = []
-    cases = list(sizes) if len(sizes) > 1 else [sizes[0], sizes[0]]
+    found: list[Case] = []
     refused = []
+    cases = list(sizes) if len(sizes) > 1 else [sizes[0], sizes[0]]
     for seed, case in enumerate(cases):
-        worker.report("comparing with torch", seed / len(cases))
-        arrays = {one.name: one.make(case, seed) for one in inputs}
+        worker.report("running torch", seed / len(cases))
+        feeds: Feeds = {one.name: one.make(case, seed) for one in subject.inputs}
         try:
-            expected = _torch(module, list(arrays.values()))
-        except _TORCH_ERRORS as error:
+            expected = subject.eager(feeds)
+        except TORCH_ERRORS as error:
             if seed == 0:
-                raise
-            refused.append(f"{_show(case)}: {str(error).splitlines()[0][:120]}")
+                raise UnsupportedError(f"the module does not run at {_show(case)}: {first_line(error)}") from error
+            refused.append(f"{_show(case)}: {first_line(error)}")
             continue
-        try:
-            got = list(session.run(arrays).values())
-        except DataError as error:
-            raise AccuracyGateError(
-                f"the exported model does not run at {_show(case)}: {error.message}",
-                where=path.name,
-                hint=_HINT,
-            ) from error
-        hint = _HINT if case != sizes[0] else _HINT_TRACED
-        done.append(Parity(case, _worst(names, expected, got, case, tolerance, hint=hint)))
-    if len(sizes) > 1 and len(done) - 1 < _FEWEST_OTHERS:
+        _check_captured(subject, feeds, case)
+        found.append(Case(case, feeds, expected, "seeded"))
+    if len(sizes) > 1 and len(found) - 1 < _FEWEST_OTHERS:
         raise GateError(
-            f"the model could be compared at {len(done) - 1} other sizes only; torch refused {'; '.join(refused)}",
+            f"the model could be compared at {len(found) - 1} other sizes only; torch refused {'; '.join(refused)}",
             hint="name sizes that the module can take with --check-sizes",
         )
-    return done
-
-
-def output_shapes(
-    module: nn.Module, inputs: Sequence[Input], sizes: Sequence[Mapping[str, int]]
-) -> list[list[tuple[int, ...]]]:
-    """Shapes of torch's outputs at every size that torch takes."""
-    found = []
-    for case in sizes:
+    for batch in real:
+        size = {dim: batch[one.name].shape[axis] for one in subject.inputs for axis, dim in one.dims.items()}
         try:
-            found.append([out.shape for out in _torch(module, [one.make(case, 0) for one in inputs])])
-        except _TORCH_ERRORS:
-            continue  # `check_parity` says which sizes were refused
+            found.append(Case(size, batch, subject.eager(batch), "real"))
+        except TORCH_ERRORS as error:
+            raise DataError(f"torch does not run on the data: {first_line(error)}", where="--data") from error
     return found
 
 
-#: what a module raises at sizes that it cannot take
-_TORCH_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+def _check_captured(subject: Subject, feeds: Feeds, case: Mapping[str, int]) -> None:
+    """The captured program knows what it was specialized for; the ONNX file does not."""
+    try:
+        subject.captured(feeds)
+    except TORCH_ERRORS as error:
+        if 1 in case.values():
+            return  # torch's guards exclude 1 by convention, whether it works or not
+        raise GateError(
+            f"the captured program does not hold at {_show(case)}: {first_line(error)}", hint=_HINT
+        ) from error
+
+
+def check_parity(path: Path, cases: Sequence[Case], tolerance: float, *, config: Mapping[str, str]) -> list[Parity]:
+    """ONNX Runtime against what torch computed. Raises AccuracyGateError naming the worst output, size and error."""
+    session = runtime.open_session(path, settings=runtime.SessionSettings(config=config))
+    names = [spec.name for spec in session.signature.outputs]
+    done: list[Parity] = []
+    for index, case in enumerate(cases):
+        worker.report("comparing with torch", index / len(cases))
+        try:
+            got = list(session.run(case.feeds).values())
+        except DataError as error:
+            raise AccuracyGateError(
+                f"the exported model does not run at {_show(case.sizes)}: {error.message}", where=path.name, hint=_HINT
+            ) from error
+        hint = _HINT if case.sizes != cases[0].sizes else _HINT_TRACED
+        worst = _worst(names, case.expected, got, case.sizes, tolerance, hint=hint)
+        done.append(Parity(case.sizes, worst, case.inputs))
+    return done
+
 
 _HINT = "a size is baked into the graph: Python code that depends on x.shape runs once, while tracing"
 
 _HINT_TRACED = "does the module give the same outputs twice? Random parts and ones that train must be off in eval mode"
 
 
-def _torch(module: nn.Module, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    with torch.inference_mode():
-        output = module(*(torch.from_numpy(a) for a in arrays))
-    leaves = torch.utils._pytree.tree_leaves(output)
-    return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _worst(

@@ -25,6 +25,7 @@ class Input:
         shape: sizes of the example.
         dims: name of each dynamic axis by its index.
         example: the user's own array, if there is one.
+        mask: ones up to a length, then zeros, along the last axis.
     """
 
     name: str
@@ -32,11 +33,21 @@ class Input:
     shape: tuple[int, ...]
     dims: Mapping[int, str] = dataclasses.field(default_factory=dict)
     example: np.ndarray | None = None
+    mask: bool = False
+
+    def traced(self) -> np.ndarray:
+        """The user's own example where it has the traced sizes, else a seeded array."""
+        if self.example is not None and self.example.shape == self.shape:
+            return self.example
+        return self.make(traced_sizes([self]), 0)
 
     def make(self, sizes: Mapping[str, int], seed: int) -> np.ndarray:
         """A seeded array with these sizes of the dynamic axes; integers stay within the example's values."""
         shape = [sizes.get(self.dims.get(i, ""), d) for i, d in enumerate(self.shape)]
         generator = np.random.default_rng(seed)
+        if self.mask:
+            lengths = generator.integers(1, shape[-1] + 1, (*shape[:-1], 1))
+            return (np.arange(shape[-1]) < lengths).astype(self.dtype)
         if np.dtype(self.dtype).kind == "f":
             return generator.standard_normal(shape).astype(self.dtype)
         values = np.array([0, 1]) if self.example is None else self.example.ravel()
@@ -70,6 +81,17 @@ def parse_inputs(specs: Sequence[str], arguments: Sequence[str]) -> list[Input]:
     return sorted(found, key=lambda one: order[one.name])
 
 
+def parse_dynamic(specs: Sequence[str]) -> list[tuple[str, tuple[str, int, str]]]:
+    """(spec, (input, axis, dim)) of each 'x:0=batch'. Raises UsageError naming the spec."""
+    found = []
+    for spec in specs:
+        match = _DYNAMIC.fullmatch(spec.strip())
+        if match is None:
+            raise UsageError("not of the form name:axis=dim, for example x:0=batch", where=f"--dynamic {spec}")
+        found.append((spec, (match["name"], int(match["axis"]), match["dim"])))
+    return found
+
+
 def with_dynamic(inputs: Sequence[Input], specs: Sequence[str]) -> list[Input]:
     """Mark the axes of 'x:0=batch'. An axis of size 1 is traced at 2: torch takes 1 for a constant.
 
@@ -77,17 +99,14 @@ def with_dynamic(inputs: Sequence[Input], specs: Sequence[str]) -> list[Input]:
     """
     dims: dict[str, dict[int, str]] = {}
     by_name = {one.name: one for one in inputs}
-    for spec in specs:
-        match = _DYNAMIC.fullmatch(spec.strip())
-        if match is None:
-            raise UsageError("not of the form name:axis=dim, for example x:0=batch", where=f"--dynamic {spec}")
-        one, axis = by_name.get(match["name"]), int(match["axis"])
+    for spec, (name, axis, dim) in parse_dynamic(specs):
+        one = by_name.get(name)
         if one is None:
-            hint = nearest(match["name"], by_name) or f"there are: {', '.join(by_name)}"
-            raise UsageError(f"no input '{match['name']}'", where=f"--dynamic {spec}", hint=hint)
+            hint = nearest(name, by_name) or f"there are: {', '.join(by_name)}"
+            raise UsageError(f"no input '{name}'", where=f"--dynamic {spec}", hint=hint)
         if axis >= len(one.shape):
             raise UsageError(f"the input has {len(one.shape)} axes only", where=f"--dynamic {spec}")
-        if dims.setdefault(one.name, {}).setdefault(axis, match["dim"]) != match["dim"]:
+        if dims.setdefault(one.name, {}).setdefault(axis, dim) != dim:
             raise UsageError(f"axis {axis} has two names", where=f"--dynamic {spec}")
     traced: dict[str, int] = {}
     for one in inputs:
@@ -112,7 +131,7 @@ def traced_sizes(inputs: Sequence[Input]) -> dict[str, int]:
 
 
 def sizes_to_check(inputs: Sequence[Input], extra: Sequence[str]) -> list[dict[str, int]]:
-    """The traced sizes, and others: batch 1, one more, more than double, one less; then `extra`.
+    """The traced sizes, and three others or more: batch 1, one more, more than double, one less; then `extra`.
 
     `extra`: 'batch=1,seq=7'. Raises UsageError naming the spec.
     """
@@ -123,7 +142,7 @@ def sizes_to_check(inputs: Sequence[Input], extra: Sequence[str]) -> list[dict[s
         found += [
             {d: 1 if d in leading else n for d, n in traced.items()},
             {d: n + 1 for d, n in traced.items()},
-            {d: 3 if d in leading else 2 * n + 3 for d, n in traced.items()},
+            {d: 2 * n + 1 if d in leading else 2 * n + 3 for d, n in traced.items()},
             {d: n if d in leading else max(n - 1, 2) for d, n in traced.items()},
         ]
     for spec in extra:

@@ -16,10 +16,38 @@ from torch import nn
 
 from onnxcomp.data.sources import load_attribute
 from onnxcomp.errors import DataError, OnnxcompError, UnsupportedError, UsageError
-from onnxcomp.pytorch.specs import Input, parse_inputs
+from onnxcomp.pytorch import huggingface, programs
+from onnxcomp.pytorch.capture import Subject, capture
+from onnxcomp.pytorch.specs import Input, parse_inputs, with_dynamic
 
 
-def resolve(target: str | nn.Module | tuple[Any, ...]) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+def resolve(
+    target: str | nn.Module | tuple[Any, ...], inputs: Sequence[str], dynamic: Sequence[str], weights: Path | None
+) -> Subject:
+    """What the user named, captured: 'module:attr', 'file.py:attr', an object, a .pt2, a Hugging Face folder.
+
+    Raises UsageError for what is not there or does not fit, DataError for weights and programs that
+    cannot be read, UnsupportedError for what torch cannot capture.
+    """
+    if isinstance(target, str) and target.endswith(".pt2"):
+        if inputs or weights is not None:
+            raise UsageError("a .pt2 program brings its inputs and weights", where=target)
+        return programs.load(Path(target), dynamic)
+    torch.manual_seed(0)  # an untrained module gets the same weights each time
+    if isinstance(target, str) and Path(target).is_dir():
+        module, found = huggingface.load(Path(target))
+        if inputs:
+            found = parse_inputs(inputs, [one.name for one in found])
+        found = with_dynamic(found, dynamic) if dynamic or inputs else found
+    else:
+        module, examples = module_of(target)
+        found = with_dynamic(inputs_of(module, examples, inputs), dynamic)
+    if weights is not None:
+        load_weights(module, weights)
+    return capture(module, found)
+
+
+def module_of(target: str | nn.Module | tuple[Any, ...]) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     """(module in eval mode, example inputs, possibly none) of 'module:attr', 'file.py:attr' or an object.
 
     The attribute may be an nn.Module, a callable that returns one, or either with example inputs
@@ -102,7 +130,7 @@ def inputs_of(module: nn.Module, examples: Sequence[torch.Tensor], specs: Sequen
     Raises UsageError when neither is there, or when they do not fit forward().
     """
     parameters = python_inspect.signature(module.forward).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     arguments = [p.name for p in positional]
     if specs:
         found = parse_inputs(specs, arguments)
@@ -114,9 +142,8 @@ def inputs_of(module: nn.Module, examples: Sequence[torch.Tensor], specs: Sequen
     else:
         example = " ".join(f"--inputs '{name}:float32[1,...]'" for name in arguments[:2])
         raise UsageError("the shapes of the inputs are not known", where="--inputs", hint=f"give {example}")
-    if [one.name for one in found] != arguments[: len(found)]:
-        raise UsageError("the inputs must be the first arguments of forward(), none left out", where="--inputs")
-    missing = [p.name for p in positional[len(found) :] if p.default is p.empty]
+    given = {one.name for one in found}
+    missing = [p.name for p in positional if p.default is p.empty and p.name not in given]
     if missing:
         raise UsageError(f"forward() also needs '{missing[0]}'", where="--inputs")
     return found

@@ -69,7 +69,8 @@ def test_a_fixed_batch_is_always_full_and_what_is_left_out_is_counted(counts, si
     assert batches.left_out == sum(count % size for count in counts)
     assert sum(batch.samples for batch in made) + batches.left_out == sum(counts)
     for batch in made:
-        np.testing.assert_array_equal(batch.feeds["x"], rows(size, batch.labels[0]))
+        assert batch.start == batch.labels[0]
+        np.testing.assert_array_equal(batch.feeds["x"], rows(size, batch.start))
 
 
 @settings(deadline=None)
