@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from onnxcomp.errors import (
     UsageError,
 )
 from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
+from onnxcomp.inspect import constants
 from onnxcomp.model import ModelFile
 from onnxcomp.passes.base import Context, Note, Pass, temporary_context
 
-#: largest difference, relative to the largest output, that an exact pass may cause
+#: largest difference, relative to the largest output, that an exact pass may cause, by the model's coarsest type
 _EXACT = {"float16": 1e-2, "bfloat16": 5e-2}
 _EXACT_DEFAULT = 1e-5
 
@@ -73,7 +74,7 @@ class Record:
 
     Attributes:
         fidelity: candidate against reference on samples that did not calibrate; None without data.
-        equivalence: for exact passes, largest relative difference of the outputs; None if not run.
+        equivalence: for exact and near passes, largest relative difference of the outputs; None if not run.
         data: where samples came from, and how many calibrated and judged.
     """
 
@@ -118,7 +119,7 @@ def optimize(
     passes: Sequence[Pass],
     *,
     data: Batches | None = None,
-    allow_no_effect: bool = False,
+    allow_no_effect: bool | Collection[str] = False,
 ) -> Optimized:
     """Run passes on a copy of a model in memory; the input stays as it is.
 
@@ -126,7 +127,7 @@ def optimize(
         model: an `onnx_ir.Model`, or a path to load.
         passes: in this order.
         data: samples for passes that calibrate.
-        allow_no_effect: keep going when a pass changes nothing.
+        allow_no_effect: keep going when a pass changes nothing; or the names of the passes that may.
 
     Raises NoEffectError when a pass changed nothing, GateError when the inputs or outputs changed.
     """
@@ -137,7 +138,8 @@ def optimize(
     with temporary_context(data) as context:
         for i, step in enumerate(passes):
             worker.report(f"pass {step.name}", i / len(passes))
-            records.append(_run(step, result, context, allow_no_effect=allow_no_effect))
+            may_idle = allow_no_effect if isinstance(allow_no_effect, bool) else step.name in allow_no_effect
+            records.append(_run(step, result, context, allow_no_effect=may_idle))
     common.RemoveUnusedNodesPass()(result)
     _same_signature(before, models.signature(result))
     return Optimized(result, tuple(records))
@@ -151,7 +153,7 @@ def optimize_file(
     data: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None,
     batch_size: int = 32,
     force: bool = False,
-    allow_no_effect: bool = False,
+    allow_no_effect: bool | Collection[str] = False,
     allow_larger: bool = False,
     schema: str = "onnxcomp/run/1",
 ) -> Record:
@@ -159,7 +161,7 @@ def optimize_file(
 
     With `data`, four fifths calibrate and one fifth judges the fidelity; passes that need no data
     leave all of it to the judge. Exact passes are proven: both models run on the data, or on
-    seeded noise, and must agree.
+    seeded noise, and must agree. For near ones the difference is only reported.
 
     Raises what the passes raise; NoEffectError for a larger file; AccuracyGateError for outputs
     that are not finite or, after exact passes, not equal; OutputError. The input is never written.
@@ -174,8 +176,8 @@ def optimize_file(
     runtime.check_loads(source)
     calibration, judging, about = _divide(data, reference, passes, batch_size)
     done = optimize(reference, passes, data=calibration, allow_no_effect=allow_no_effect)
+    check = _Check(source, before, passes, judging, allow_larger=allow_larger, tolerance=_tolerance(reference))
     del reference
-    check = _Check(source, before, passes, judging, allow_larger)
     record: dict[str, Record] = {}
 
     def describe(made: ModelFile) -> bytes:
@@ -263,10 +265,13 @@ class _Check:
         before: ModelFile,
         passes: Sequence[Pass],
         judging: Batches | None,
+        *,
         allow_larger: bool,
+        tolerance: float,
     ) -> None:
-        self._source, self._before, self._judging = source, before, judging
+        self._source, self._before, self._judging, self._tolerance = source, before, judging, tolerance
         self._exact = all(step.exact for step in passes)
+        self._near = all(step.exact or step.near for step in passes)
         self._allow_larger = allow_larger
         self.fidelity: Fidelity | None = None
         self.equivalence: float | None = None
@@ -286,7 +291,7 @@ class _Check:
             _finite(self.fidelity)
         else:
             self.warnings.append("no data was given: the outputs were not compared on real inputs")
-        if self._exact:
+        if self._near:
             self._prove(path)
 
     def _prove(self, path: Path) -> None:
@@ -296,17 +301,15 @@ class _Check:
         if compared is None:
             self.warnings.append("equivalence was not checked: no made-up input runs on this model; give --data")
             return
-        signature = runtime.open_session(path).signature
-        dtypes = {spec.name: spec.dtype for spec in signature.outputs}
+        _finite(compared)
         worst = max(compared.outputs.items(), key=lambda item: item[1].max_rel, default=None)
         if worst is None:
             self.warnings.append("equivalence was not checked: no output holds numbers")
             return
         name, fidelity = worst
-        allowed = _EXACT.get(dtypes.get(name, ""), _EXACT_DEFAULT)
-        if not fidelity.max_rel <= allowed:
+        if self._exact and not fidelity.max_rel <= self._tolerance:
             raise AccuracyGateError(
-                f"outputs differ by {fidelity.max_rel:.2g} of the largest value, {allowed:g} is allowed",
+                f"outputs differ by {fidelity.max_rel:.2g} of the largest value, {self._tolerance:g} is allowed",
                 where=f"output {name}",
                 hint="nothing was written; please report the model, an exact pass must not do this",
             )
@@ -378,7 +381,7 @@ def _divide(
     batches.require_real("calibration and fidelity")
     count = batches.samples
     about: dict[str, Any] = batches.to_json()
-    if not any(step.needs_data for step in passes):
+    if not any(step.needs_data or step.wants_data for step in passes):
         return None, batches, {**about, "calibration": 0, "judged": count}
     if count < _FEWEST_TO_SPLIT:
         warning = f"only {count} samples: fidelity was measured on the calibration samples themselves"
@@ -386,6 +389,13 @@ def _divide(
     calibration, judging = batches.split(1 - _HELD_OUT)
     about.update(calibration=calibration.samples, judged=judging.samples)
     return calibration, judging, about
+
+
+def _tolerance(model: ir.Model) -> float:
+    """What an exact pass may change: rounding, of the coarsest type that the model stores or gives."""
+    types = {models.dtype_name(tensor.dtype) for _, tensor in constants(model)}
+    types |= {spec.dtype for spec in models.signature(model).outputs}
+    return max((_EXACT[dtype] for dtype in types & _EXACT.keys()), default=_EXACT_DEFAULT)
 
 
 def _finite(fidelity: Fidelity) -> None:

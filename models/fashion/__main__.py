@@ -23,9 +23,7 @@ def _make(options: argparse.Namespace) -> command.Made:
         fashion.download(options.data, command.say)
     found = fashion.data(options.data)
     builder = fashion.student if options.student else fashion.build
-    network = fashion.train(
-        found, builder=builder, seed=options.seed, epochs=options.epochs, on_progress=command.say
-    )
+    network = fashion.train(found, builder=builder, seed=options.seed, epochs=options.epochs, on_progress=command.say)
     right = fashion.accuracy(network, found.test_images, found.test_labels)
     count = len(found.test_labels)
     return command.Made(

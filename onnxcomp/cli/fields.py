@@ -16,15 +16,19 @@ from onnxcomp.passes import Pass
 _OFF = {"per_channel": "--per-tensor"}
 
 #: tuple options whose items cannot hold commas
-_COMMAS = {"op_types"}
+_COMMAS = {"op_types", "keep_op_types"}
 
 
-def pass_options(*passes: type[Pass]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add an option for every field of the passes; a field that two passes share is one option."""
+def pass_options(
+    *passes: type[Pass], without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add an option for every field of the passes, but for those `without`; passes can share one."""
     fields: dict[str, tuple[dataclasses.Field[Any], Any, list[type[Pass]]]] = {}
     for cls in passes:
         hints = typing.get_type_hints(cls)
         for field in cls.fields():
+            if field.name in without:
+                continue
             fields.setdefault(field.name, (field, hints[field.name], []))[2].append(cls)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 """The catalogue of passes: one literal tuple, in the order of a sensible recipe."""
 
 from onnxcomp.passes.base import Context, Effect, Note, Pass
+from onnxcomp.passes.cast import CastFloat
 from onnxcomp.passes.opset import UpgradeOpset
 from onnxcomp.passes.prune import PruneMagnitude
 from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic
@@ -12,10 +13,12 @@ CATALOGUE: tuple[type[Pass], ...] = (
     PruneMagnitude,
     QuantizeDynamic,
     QuantizeStatic,
+    CastFloat,
 )
 
 __all__ = [
     "CATALOGUE",
+    "CastFloat",
     "Context",
     "Effect",
     "Note",

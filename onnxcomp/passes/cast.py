@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 
 from onnxcomp.errors import DataError, UnsupportedError, UsageError, nearest
 from onnxcomp.inspect import all_nodes, constants
-from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, option
+from onnxcomp.passes.base import Context, Effect, Note, Pass, drop_inner_shapes, option
 from onnxcomp.passes.probe import infer_types, largest_values
 
 _DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -30,6 +30,8 @@ _STORED_FROM = 256
 
 #: tensors of this many bytes and more are rounded when they are written
 _LAZY_FROM = 1 << 20
+
+_STORED_ONLY = "ORT's CPU provider computes nothing in bfloat16: weights are stored in it, and widened at load"
 
 #: operators that lose more than rounding in float16; weights and results stay in float32
 _SENSITIVE: Mapping[str, str] = {
@@ -115,16 +117,17 @@ class CastFloat(Pass):
         casting.run()
         drop_inner_shapes(model)
         common.RemoveUnusedNodesPass()(model)
-        for node, reason in plan.kept.items():
-            context.note(reason, node.name or node.op_type)
-        kept = [{"node": node.name or node.op_type, "reason": reason} for node, reason in plan.kept.items()]
+        kept = [Note(n.name or n.op_type, why) for n, why in plan.kept.items() if why != _STORED_ONLY]
+        if self.dtype == "bfloat16":
+            context.note(_STORED_ONLY)
+        context.notes.extend(kept)
         details: dict[str, Any] = {
             "dtype": self.dtype,
             "weights": casting.weights,
             "weight_bytes": {"before": before, "after": sum(tensor.nbytes for _, tensor in constants(model))},
-            "nodes": {"cast": len(plan.cast), "kept": len(kept)},
+            "nodes": {"cast": len(plan.cast), "kept": len(plan.kept)},
             "casts": casting.casts,
-            "kept": kept,
+            "kept": [note.to_json() for note in kept],
         }
         return Effect(casting.weights > 0, details)
 
@@ -194,10 +197,10 @@ class _Plan:
         return None if node.domain or self._request.dtype == "bfloat16" else _SENSITIVE.get(node.op_type)
 
     def _unsuited(self, node: ir.Node) -> str | None:
+        if self._request.dtype == "bfloat16":
+            return _STORED_ONLY
         if node.domain:
             return f"{node.domain}::{node.op_type} may have no float16 kernel"
-        if self._request.dtype == "bfloat16":
-            return "ORT's CPU provider computes nothing in bfloat16"
         if node.op_type in _NO_KERNEL:
             return _NO_KERNEL[node.op_type]
         if any(v is not None and v.name and v.type is None and v.const_value is None for v in node.inputs):
@@ -431,9 +434,9 @@ def _set_type_attribute(node: ir.Node, dtype: ir.DataType) -> None:
 def _narrowed(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
     """The tensor rounded to `dtype`; a large one is rounded when it is written."""
 
-    def make() -> ir.Tensor:
+    def make() -> ir.TensorProtocol:
         return ir.Tensor(tensor.numpy().astype(dtype.numpy()), name=tensor.name, dtype=dtype)
 
     if tensor.nbytes < _LAZY_FROM:
         return make()
-    return ir.LazyTensor(make, dtype, ir.Shape(tensor.shape), name=tensor.name)
+    return ir.LazyTensor(make, dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)

@@ -49,40 +49,28 @@ class Subject:
 def capture(module: nn.Module, inputs: Sequence[Input]) -> Subject:
     """Trace a module in eval mode with every dynamic axis open.
 
-    Three ways, the strictest first:
-        1. torch proves for each axis that the graph holds at every size, or names what fixes it;
-        2. torch writes guards for what it could not prove (an upper bound, a size above a stride);
-           `Subject.captured` checks them at every size that is tried;
-        3. recurrent nets, whose loops only torch's ONNX exporter can open. It drops the guards, so
-           that only the comparison with torch is left.
+    torch proves for each axis that the graph holds at every size, or names what fixes it. Where it
+    cannot prove (an upper bound, a size above a stride) it writes guards instead, which
+    `Subject.captured` checks at every size that is tried. The loops of recurrent nets are opened
+    by torch's ONNX exporter alone, once in a process; it drops the guards, so that there only the
+    comparison with torch is left.
 
-    Raises UnsupportedError with the cause that the first way gave.
+    Raises UnsupportedError with the cause.
     """
     arrays = _tensors({one.name: one.traced() for one in inputs})
-
-    def eager(feeds: Feeds) -> Any:
-        return module(**_tensors(feeds))
-
+    guessed = _shapes(inputs, dict.fromkeys(traced_sizes(inputs), torch.export.Dim.AUTO))
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
     with quiet():
         try:
-            return _subject(_proven(module, arrays, inputs), inputs, eager)
+            program = _recurrent(module, arrays, guessed) if recurrent else _proven(module, arrays, inputs)
         except Exception as error:
             cause = refusal(error)
-            if "Constraints violated" not in cause.message:
+            if recurrent or "Constraints violated" not in cause.message:
                 raise cause from error
-        guessed = _shapes(inputs, dict.fromkeys(traced_sizes(inputs), torch.export.Dim.AUTO))
-        try:
             program = torch.export.export(module, (), kwargs=arrays, dynamic_shapes=guessed, strict=False)
             if _frozen(program, inputs):
-                made = torch.onnx.export(
-                    module, (), kwargs=arrays, dynamic_shapes=guessed, dynamo=True, optimize=False, verbose=False
-                )
-                program = made.exported_program if made is not None else program
-        except Exception as error:
-            raise cause from error
-    if _frozen(program, inputs):
-        raise cause
-    return _subject(program, inputs, eager)
+                raise cause from error
+    return _subject(program, inputs, lambda feeds: module(**_tensors(feeds)))
 
 
 def _proven(
@@ -91,6 +79,14 @@ def _proven(
     dims = {name: torch.export.Dim(name, min=1) for name in traced_sizes(inputs)}
     shapes = _shapes(inputs, dims) if dims else None
     return torch.export.export(module, (), kwargs=arrays, dynamic_shapes=shapes, strict=False)
+
+
+def _recurrent(module: nn.Module, arrays: dict[str, torch.Tensor], shapes: Any) -> torch.export.ExportedProgram:
+    made = torch.onnx.export(
+        module, (), kwargs=arrays, dynamic_shapes=shapes, dynamo=True, optimize=False, verbose=False
+    )
+    program: torch.export.ExportedProgram = made.exported_program  # type: ignore[assignment, union-attr]
+    return program
 
 
 def _shapes(inputs: Sequence[Input], dims: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,12 @@ def effect(found: Json) -> str:
             f"{text.number(found['removed_parameters'])} of {text.number(found['parameters'])} weights set to zero; "
             f"{found['label']}: compressed {text.size(packed['before'])} -> {text.size(packed['after'])}"
         )
+    if "casts" in found:
+        stored, nodes = found["weight_bytes"], found["nodes"]
+        return (
+            f"{found['weights']} weights in {found['dtype']}, {text.size(stored['before'])} -> "
+            f"{text.size(stored['after'])}; {nodes['cast']} nodes compute in it, {nodes['kept']} in float32"
+        )
     if "nodes" in found:
         changes = [f"-{n} {op}" for op, n in found["removed"].items()]
         changes += [f"+{n} {op}" for op, n in found["added"].items()]
@@ -100,7 +106,7 @@ def effect(found: Json) -> str:
 def skipped(found: Json) -> list[tuple[str, str]]:
     """(nodes, reason) of what a pass refused, one entry per reason."""
     groups: dict[str, list[str]] = {}
-    for one in found.get("skipped", ()):
+    for one in found.get("skipped", found.get("kept", ())):
         groups.setdefault(one["reason"], []).append(one["node"])
     entries = []
     for reason, nodes in groups.items():

@@ -126,8 +126,9 @@ class Sizes:
             known = self.of(output)
             if known is None or len(known) != len(found):
                 self._dims[output] = found
-            else:  # a name that only we made up says less than what onnx inferred
-                self._dims[output] = tuple(k if _made_up(f) else f for f, k in zip(found, known, strict=True))
+            else:  # a number says more than a name, any name more than one that only we made up
+                better = ((k if _made_up(f) or k.number is not None else f) for f, k in zip(found, known, strict=True))
+                self._dims[output] = tuple(better)
 
     def _rule(self, node: ir.Node) -> Sequence[Dims] | None:
         inputs = [self.of(value) for value in node.inputs]
@@ -235,7 +236,9 @@ def _squeeze(sizes: Sizes, node: ir.Node) -> Sequence[Dims] | None:
 
 def _expand(sizes: Sizes, node: ir.Node) -> Sequence[Dims] | None:
     target = sizes.numbers(node.inputs[1])
-    return None if target is None else [sizes.broadcast([_known(sizes, node), target])]
+    if target is None or any((s.number or 0) < 0 for s in target):
+        return None
+    return [sizes.broadcast([_known(sizes, node), target])]
 
 
 def _matmul(sizes: Sizes, node: ir.Node) -> Sequence[Dims] | None:
@@ -406,7 +409,13 @@ def _plus(sizes: Sizes, node: ir.Node) -> Dims | None:
 
 def _pairs(sizes: Sizes, node: ir.Node, combine: Callable[[Size, Size], Size | None]) -> Dims | None:
     left, right = (sizes.numbers(v) for v in node.inputs)
-    if left is None or right is None or not left or not right or (len(left) != len(right) and 1 not in (len(left), len(right))):
+    if (
+        left is None
+        or right is None
+        or not left
+        or not right
+        or (len(left) != len(right) and 1 not in (len(left), len(right)))
+    ):
         return None
     length = max(len(left), len(right))
     made = [combine(a, b) for a, b in zip(left * (length // len(left)), right * (length // len(right)), strict=True)]
