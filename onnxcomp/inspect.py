@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -50,6 +51,9 @@ WEIGHT_INPUTS: Mapping[tuple[str, str], tuple[int, ...]] = {
 
 #: operators between a stored tensor and its use that do not change what it is
 _TRANSPARENT = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "DequantizeLinear"}
+
+#: of com.microsoft, as `fuse` writes it; two products without stored weights
+_ATTENTION = "MultiHeadAttention"
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -264,10 +268,35 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     """Infer shapes in place as far as onnx can; a model it cannot digest stays as it is."""
     common.RemoveInitializersFromInputsPass()(model)
     try:
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        with _known_to_onnx(model):
+            common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     except (ir.serde.SerdeError, ir.passes.PassError, RuntimeError, ValueError):
         return model  # types that onnx-ir cannot hold, or a shape that contradicts itself
     return model
+
+
+@contextlib.contextmanager
+def _known_to_onnx(model: ir.Model) -> Iterator[None]:
+    """Let attention stand as an operator with the same output shape: onnx has none of com.microsoft's.
+
+    MultiHeadAttention of (B, S, E), (B, L, E) and (B, L, Ev) gives (B, S, Ev).
+    """
+    nodes = [n for n in all_nodes(model) if n.domain and n.op_type == _ATTENTION and len(n.inputs) > 2]
+    kept = [(node, node.domain, tuple(node.inputs)) for node in nodes]
+    for node, _, inputs in kept:
+        node.op_type, node.domain = "Einsum", ""
+        node.resize_inputs(2)
+        node.replace_input_with(1, inputs[2])
+        node.attributes["equation"] = ir.AttrString("equation", "abc,ade->abe")
+    try:
+        yield
+    finally:
+        for node, domain, inputs in kept:
+            node.op_type, node.domain = _ATTENTION, domain
+            node.resize_inputs(len(inputs))
+            for index, value in enumerate(inputs):
+                node.replace_input_with(index, value)
+            del node.attributes["equation"]
 
 
 def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
@@ -279,7 +308,8 @@ def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
 def _macs(model: ir.Model) -> tuple[int | None, int]:
     def multiplying(model: ir.Model) -> list[ir.Node]:
         nodes = model.graph.all_nodes()
-        return [n for n in nodes if (n.domain, n.op_type) in WEIGHT_INPUTS and "Gather" not in n.op_type]
+        weighty = {key for key in WEIGHT_INPUTS if "Gather" not in key[1]} | {("com.microsoft", _ATTENTION)}
+        return [n for n in nodes if (n.domain, n.op_type) in weighty]
 
     if not multiplying(model):
         return 0, 0
@@ -294,6 +324,10 @@ def _macs(model: ir.Model) -> tuple[int | None, int]:
 def _node_macs(node: ir.Node) -> int | None:
     out = _sizes(node.outputs[0]) if node.outputs else None
     first = _sizes(node.inputs[0])
+    if node.op_type == _ATTENTION:
+        key, value = (_sizes(v) for v in node.inputs[1:3]) if len(node.inputs) > 2 else (None, None)
+        known = first is not None and key is not None and value is not None and len(first) == len(key) == len(value)
+        return math.prod(first[:2]) * key[1] * (key[2] + value[2]) if known and first and key and value else None
     index = WEIGHT_INPUTS[node.domain, node.op_type][-1]
     second = _sizes(node.inputs[index]) if index < len(node.inputs) else None
     if first is None or second is None:

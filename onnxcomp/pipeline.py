@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
@@ -28,6 +29,7 @@ from onnxcomp.errors import (
     UsageError,
 )
 from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
+from onnxcomp.evaluate.recorded import Recorded
 from onnxcomp.inspect import constants
 from onnxcomp.model import ModelFile
 from onnxcomp.passes.base import Context, Note, Pass, temporary_context
@@ -316,12 +318,15 @@ class _Check:
         self.equivalence = fidelity.max_rel
 
     def _compare(self, path: Path, batches: Batches) -> Fidelity:
-        reference = runtime.open_session(self._source)
-        return compare_sessions(reference, runtime.open_session(path), batches)
+        if not runtime.is_large(self._source):
+            return compare_sessions(runtime.open_session(self._source), runtime.open_session(path), batches)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            reference = Recorded(self._source, batches, Path(folder))
+            return compare_sessions(reference, runtime.open_session(path, settings=runtime.frugal(path)), batches)
 
     def _on_noise(self, path: Path) -> Fidelity | None:
         """Equivalence (not quality) can be shown on noise; sizes of symbolic axes are tried."""
-        inputs = runtime.open_session(self._source).signature.inputs
+        inputs = models.signature(models.load(self._source)).inputs
         for size in (2, 16, 128, 576):
             sizes = {d: size for spec in inputs for d in (spec.shape or ())[1:] if isinstance(d, str)}
             try:

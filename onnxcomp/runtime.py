@@ -205,13 +205,27 @@ def run_batches(session: Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> 
         yield session.run(feed)
 
 
+#: a model of more bytes is not copied by the runtime where speed does not matter
+_LARGE = 1 << 30
+
+
+def is_large(path: str | os.PathLike[str]) -> bool:
+    """Whether the model with its external data takes so much memory that copies must be few."""
+    return models.total_bytes(path) > _LARGE
+
+
+def frugal(path: str | os.PathLike[str]) -> SessionSettings:
+    """Settings for checks: the weights of a large model stay mapped, without packed copies beside them."""
+    return SessionSettings(config={"session.disable_prepacking": "1"} if is_large(path) else {})
+
+
 def check_loads(path: Path) -> None:
     """Load the file and, where its input sizes are known, run it once on zeros.
 
     The last check before a file is published. Raises what `open_session` raises; a model whose
     inputs cannot be made up (symbolic axes beyond the first, strings) is loaded only.
     """
-    session = open_session(path)
+    session = open_session(path, settings=frugal(path))
     feeds = {}
     for spec in session.signature.inputs:
         array = _zeros(spec)

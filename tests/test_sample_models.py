@@ -13,7 +13,7 @@ import real_data
 from conftest import SHARED
 
 from onnxcomp.errors import OnnxcompError
-from onnxcomp.passes import PruneMagnitude, QuantizeDynamic, QuantizeStatic, Simplify
+from onnxcomp.passes import CastFloat, PruneMagnitude, QuantizeDynamic, QuantizeStatic, Simplify
 from onnxcomp.pipeline import optimize_file, verify
 
 STEPS = {
@@ -21,32 +21,33 @@ STEPS = {
     "quantize-dynamic": QuantizeDynamic(),
     "quantize-static": QuantizeStatic(),
     "prune-magnitude": PruneMagnitude(sparsity=0.3),
+    "cast-float": CastFloat(),
 }
 
-#: model -> outcome of simplify, quantize-dynamic, quantize-static, prune-magnitude
+#: model -> outcome of simplify, quantize-dynamic, quantize-static, prune-magnitude, cast-float
 EXPECTED: dict[str, str] = {
-    "basic_pitch_nmp": "ok NoEffectError ok ok",
-    "dtln_model_1": "ok ok ok ok",
-    "dtln_model_2": "ok ok ok ok",
-    "lightgbm": "ok NoEffectError NoEffectError NoEffectError",
-    "logreg_iris": "NoEffectError NoEffectError NoEffectError NoEffectError",
-    "magika_standard_v3_3": "NoEffectError ok ok ok",
-    "mlperftiny_ad_autoencoder": "ok ok ok ok",
-    "mlperftiny_resnet8_cifar10": "ok ok ok ok",
-    "mnist_cntk": "ok ok ok ok",
-    "osf_mnv3_detection_opt": "ok NoEffectError UnsupportedError ok",
-    "silero_vad_16k_op15": "ok NoEffectError ok ok",
-    "snips_transformer": "NoEffectError ok ok ok",
-    "superres_prepost_op18": "UnsupportedError UnsupportedError UnsupportedError UnsupportedError",
-    "tract_qlstm_3-2-3_T3_S1": "NoEffectError UnsupportedError UnsupportedError NoEffectError",
-    "tract_xgboost_classifier_tree": "NoEffectError NoEffectError NoEffectError NoEffectError",
-    "tribuo_lr_mnist": "ok NoEffectError NoEffectError NoEffectError",
-    "tribuo_tinybert": "ok ok ok ok",
-    "ultraface_RFB_320": "ok NoEffectError ok ok",
-    "vespa_custom_similarity": "NoEffectError ok ok ok",
-    "winml_SqueezeNet_fp16": "ok UnsupportedError UnsupportedError ok",
-    "yolox_nano": "ok NoEffectError ok ok",
-    "yunet_n_320_320": "ok NoEffectError ok ok",
+    "basic_pitch_nmp": "ok NoEffectError ok ok ok",
+    "dtln_model_1": "ok ok ok ok ok",
+    "dtln_model_2": "ok ok ok ok ok",
+    "lightgbm": "ok NoEffectError NoEffectError NoEffectError NoEffectError",
+    "logreg_iris": "NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError",
+    "magika_standard_v3_3": "NoEffectError ok ok ok ok",
+    "mlperftiny_ad_autoencoder": "ok ok ok ok ok",
+    "mlperftiny_resnet8_cifar10": "ok ok ok ok ok",
+    "mnist_cntk": "ok ok ok ok ok",
+    "osf_mnv3_detection_opt": "ok NoEffectError UnsupportedError ok ok",
+    "silero_vad_16k_op15": "ok NoEffectError ok ok ok",
+    "snips_transformer": "NoEffectError ok ok ok ok",
+    "superres_prepost_op18": "UnsupportedError UnsupportedError UnsupportedError UnsupportedError UnsupportedError",
+    "tract_qlstm_3-2-3_T3_S1": "NoEffectError UnsupportedError UnsupportedError NoEffectError NoEffectError",
+    "tract_xgboost_classifier_tree": "NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError",
+    "tribuo_lr_mnist": "ok NoEffectError NoEffectError NoEffectError NoEffectError",
+    "tribuo_tinybert": "ok ok ok ok ok",
+    "ultraface_RFB_320": "ok NoEffectError ok ok ok",
+    "vespa_custom_similarity": "NoEffectError ok ok ok ok",
+    "winml_SqueezeNet_fp16": "ok UnsupportedError UnsupportedError ok NoEffectError",
+    "yolox_nano": "ok NoEffectError ok ok ok",
+    "yunet_n_320_320": "ok NoEffectError ok ok ok",
 }
 
 #: samples that calibrate and judge; enough for a result, few enough for a test
@@ -68,6 +69,9 @@ def outcome(name: str, step: str, folder: Path) -> str:
     if step == "simplify":
         assert record.equivalence is not None
         assert record.equivalence <= 1e-5
+    if step == "cast-float":
+        assert record.equivalence is not None
+        assert record.size_ratio < 0.75
     return "ok"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import os
+import struct
 import urllib.request
 import zlib
 from collections.abc import Callable
@@ -100,11 +101,11 @@ def _read(path: Path, magic: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"not a gzip file: {error}", where=path) from error
     axes = magic & 0xFF
-    header = np.frombuffer(content[: 4 * (axes + 1)], ">u4")
-    if len(header) != axes + 1 or header[0] != magic:
+    start = 4 * (axes + 1)
+    if len(content) < start or int.from_bytes(content[:4], "big") != magic:
         raise DataError(f"not an IDX file with the magic number 0x{magic:x}", where=path)
-    shape = tuple(int(size) for size in header[1:])
-    values = np.frombuffer(content, np.uint8, offset=4 * (axes + 1))
+    shape = struct.unpack(f">{axes}I", content[4:start])
+    values = np.frombuffer(content[start:], np.uint8)
     if axes == 3 and shape[1:] != (28, 28):
         raise DataError(f"images of {shape[1]} x {shape[2]} pixels, not 28 x 28", where=path)
     if values.size != np.prod(shape, dtype=np.int64):

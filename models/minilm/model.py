@@ -54,8 +54,9 @@ class MiniLM(nn.Module):
 
 def build() -> nn.Module:
     """The pretrained network, in eval mode. Raises UnsupportedError where the package is not installed."""
+    state = _state(folder() / "model.safetensors")
     network = MiniLM()
-    network.load_state_dict(_state(folder() / "model.safetensors"))
+    network.load_state_dict(state)
     return network.eval()
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from onnxcomp import runtime, worker
 from onnxcomp.data import Batches
 from onnxcomp.errors import DataError
 from onnxcomp.evaluate.intervals import Interval, wilson
+from onnxcomp.model import Signature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,22 @@ def compare(
     return compare_sessions(first, second, batches)
 
 
-def compare_sessions(reference: runtime.Session, candidate: runtime.Session, batches: Batches) -> Fidelity:
+class Answering(Protocol):
+    """What a comparison needs of a session: one may be a record of another run."""
+
+    @property
+    def path(self) -> Path:
+        """Of the model."""
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs of the model."""
+
+    def run(self, feeds: Mapping[str, np.ndarray], /) -> Mapping[str, runtime.Output]:
+        """Outputs by name."""
+
+
+def compare_sessions(reference: Answering, candidate: Answering, batches: Batches) -> Fidelity:
     """`compare` for open sessions; whether the data is fit to judge quality is the caller's matter."""
     pairs = _pair_outputs(reference, candidate)
     sums = {name: _OutputSums() for name in pairs}
@@ -158,13 +175,14 @@ class _OutputSums:
         dots = np.sum(a * b, axis=1)
         equal = np.all(same.reshape(rows, -1), axis=1)
         safe = np.where(norms > 0, norms, 1.0)
-        self._cosines.append(np.where(equal, 1.0, np.where(norms > 0, dots / safe, 0.0)))
+        with np.errstate(invalid="ignore"):  # infinite candidates: NaN, which `max_abs` tells too
+            self._cosines.append(np.where(equal, 1.0, np.where(norms > 0, dots / safe, 0.0)))
 
     def result(self) -> OutputFidelity:
         cosines = np.concatenate(self._cosines)
         if self._noise == 0:
             sqnr = math.inf
-        elif math.isnan(self._noise) or self._signal == 0:
+        elif not math.isfinite(self._noise) or self._signal == 0:
             sqnr = -math.inf
         else:
             sqnr = 10 * math.log10(self._signal / self._noise)
@@ -186,7 +204,7 @@ def _open_pair(
     )
 
 
-def _pair_outputs(reference: runtime.Session, candidate: runtime.Session) -> dict[str, str]:
+def _pair_outputs(reference: Answering, candidate: Answering) -> dict[str, str]:
     ours = [s.name for s in reference.signature.outputs]
     theirs = [s.name for s in candidate.signature.outputs]
     wanted = {s.name for s in candidate.signature.inputs}

@@ -54,6 +54,16 @@ def fingerprint(path: str | os.PathLike[str]) -> ModelFile:
     return ModelFile(str(path), digest, size + sum(p[2] for p in parts), tuple(parts))
 
 
+def total_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a model file and its external data, without reading the data. Raises as `fingerprint` does."""
+    file = Path(path)
+    places = [file, *(file.parent / name for name in external.locations(read_proto(file)))]
+    try:
+        return sum(place.stat().st_size for place in places)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
 def sha256_of(path: Path) -> tuple[str, int]:
     """SHA-256 (hex) and size in bytes of a file, read in pieces."""
     digest, size = hashlib.sha256(), 0

@@ -266,6 +266,8 @@ def _externalize(model: ir.Model, folder: Path, stem: str) -> None:
                 sink.write(b"\0" * (-sink.size % _ALIGN))
                 start = sink.size
                 sink.write(tensor.tobytes())
+                if isinstance(tensor, ir.ExternalTensor):
+                    tensor.release()  # mapped pages count as memory in use; read again, it is mapped again
                 spans.append((value, tensor, start, sink.size - start))
         file.flush()
         os.fsync(file.fileno())

@@ -1,7 +1,9 @@
 """The catalogue of passes: one literal tuple, in the order of a sensible recipe."""
 
 from onnxcomp.passes.base import Context, Effect, Note, Pass
+from onnxcomp.passes.batchnorm import FoldBatchNorm
 from onnxcomp.passes.cast import CastFloat
+from onnxcomp.passes.fuse import Fuse
 from onnxcomp.passes.opset import UpgradeOpset
 from onnxcomp.passes.prune import PruneMagnitude
 from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic
@@ -10,6 +12,8 @@ from onnxcomp.passes.simplify import Simplify
 CATALOGUE: tuple[type[Pass], ...] = (
     UpgradeOpset,
     Simplify,
+    FoldBatchNorm,
+    Fuse,
     PruneMagnitude,
     QuantizeDynamic,
     QuantizeStatic,
@@ -21,6 +25,8 @@ __all__ = [
     "CastFloat",
     "Context",
     "Effect",
+    "FoldBatchNorm",
+    "Fuse",
     "Note",
     "Pass",
     "PruneMagnitude",

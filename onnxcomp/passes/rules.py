@@ -1,7 +1,8 @@
 """The rewrite rules of `simplify`: onnxscript's own, but for those that are not exact.
 
 onnxscript's rules for `x + 0`, `x - 0`, `x * 1` and `x / 1` compare the constant within 1e-8, so
-that they remove the 1e-10 before a logarithm; here they compare exactly.
+that they remove the 1e-10 before a logarithm; here they compare exactly. Its rules for
+BatchNormalization are replaced by `passes.batchnorm`.
 """
 
 from __future__ import annotations
@@ -52,9 +53,6 @@ def rules() -> list[pattern.RewriteRule]:
         common.normalize_pad_format_conv_integer_rule,
         common.fuse_pad_into_conv_rule,
         common.fuse_pad_into_conv_integer_rule,
-        common.fuse_batchnorm_into_conv_rule,
-        common.fuse_batchnorm_into_conv_transpose_rule,
-        common.fuse_batchnorm_into_gemm_rule,
         common.remove_optional_bias_from_conv_rule,
         common.remove_optional_bias_from_conv_transpose_rule,
         common.remove_optional_bias_from_qlinear_conv_rule,

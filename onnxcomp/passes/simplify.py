@@ -11,22 +11,22 @@ from onnx_ir.passes import common
 
 from onnxcomp.errors import UnsupportedError
 from onnxcomp.inspect import all_nodes, constants, op_counts
+from onnxcomp.passes import batchnorm, rewrites
 from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, option
 
-_FOLDED_INTO = {"Conv", "ConvTranspose", "Gemm"}
-
-_ROUNDS = 2  # a rewrite can make a constant, a constant a rewrite
+_ROUNDS = 8  # a rewrite can make a constant, a constant a rewrite; two or three rounds do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Simplify(Pass):
     """Rewrite the graph into an equal, smaller one.
 
-    Rules, from onnxscript's optimizer and onnx-ir's passes (see `passes.rules`):
+    Rules, from onnxscript's optimizer and onnx-ir's passes (see `passes.rules`, `passes.batchnorm`):
         1. Initializers listed as graph inputs (IR 3) become constants.
         2. Local functions are inlined; constant expressions are computed, up to `constant_bytes`.
-        3. BatchNormalization is folded into Conv, ConvTranspose and Gemm; no-op nodes go, if
-           exactly without effect; Relu, Clip, Slice, Reshape and Transpose chains are merged.
+        3. BatchNormalization is folded as `fold-batchnorm` does; no-op nodes go, if exactly
+           without effect; Relu, Clip, Slice, Reshape, Transpose and Concat chains are merged;
+           stored factors and biases go into Mul, Conv and Gemm (see `passes.rewrites`).
         4. Constants become initializers; equal initializers and equal subexpressions are merged.
         5. Nodes, functions and initializers that nothing uses are removed.
         6. Shapes of inner values are forgotten (see `base.drop_inner_shapes`).
@@ -59,6 +59,7 @@ def simplify(model: ir.Model, *, constant_bytes: int) -> None:
     makers = _makers(model)
     try:
         common.RemoveInitializersFromInputsPass()(model)
+        drop_inner_shapes(model)  # what a file says about them may be wrong
         _rewrite(model, constant_bytes)
         drop_inner_shapes(model)
         _restore_names(model, {name for name in names if name}, makers, nodes=len(names))
@@ -87,14 +88,17 @@ def _rewrite(model: ir.Model, constant_bytes: int) -> None:
     common.InlinePass()(model)
     for _ in range(_ROUNDS):
         folded = optimizer.fold_constants_ir(model, onnx_shape_inference=True, output_size_limit=constant_bytes)
+        normalizations, _ = batchnorm.fold(model)
         rewritten = RewritePass(rules())(model)
+        ours = rewrites.rewrite(model)
         _drop_unused(model)
-        if not (folded.modified or rewritten.modified):
+        if not (folded.modified or rewritten.modified or normalizations or ours):
             break
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
     common.DeduplicateInitializersPass()(model)
-    common.CommonSubexpressionEliminationPass()(model)
+    for graph in list(model.graphs()):  # onnx-ir looks at the main graph of a model only
+        common.CommonSubexpressionEliminationPass()(ir.Model(graph, ir_version=model.ir_version))
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
     _drop_unused(model)
@@ -107,14 +111,8 @@ def _drop_unused(model: ir.Model) -> None:
 
 
 def _makers(model: ir.Model) -> dict[str, str]:
-    """Name of the node that makes each value; for a BatchNormalization, of the Conv or Gemm before it."""
-    found = {}
-    for node in all_nodes(model):
-        before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        folded = node.op_type == "BatchNormalization" and before is not None and before.op_type in _FOLDED_INTO
-        maker = before if folded and before is not None else node
-        found.update({value.name: maker.name for value in node.outputs if value.name and maker.name})
-    return found
+    """Name of the node that makes each value."""
+    return {v.name: node.name for node in all_nodes(model) if node.name for v in node.outputs if v.name}
 
 
 def _restore_names(model: ir.Model, names: set[str], makers: dict[str, str], *, nodes: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from onnxcomp.errors import UnsupportedError, UsageError
@@ -96,7 +98,12 @@ def _shapes(inputs: Sequence[Input], dims: Mapping[str, Any]) -> dict[str, Any]:
 def _frozen(program: torch.export.ExportedProgram, inputs: Sequence[Input]) -> bool:
     """Whether an axis that was asked to be dynamic is a constant in the program."""
     shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
-    return any(isinstance(shapes[one.name][axis], int) for one in inputs for axis in one.dims)
+    return any(not is_open(shapes[one.name][axis]) for one in inputs for axis in one.dims)
+
+
+def is_open(size: int | torch.SymInt) -> bool:
+    """Whether a size of a program is a symbol; one that torch fixed later is a symbol of the number."""
+    return not str(size).isdigit()
 
 
 def of_program(program: torch.export.ExportedProgram, inputs: Sequence[Input]) -> Subject:
@@ -111,6 +118,12 @@ def _subject(program: torch.export.ExportedProgram, inputs: Sequence[Input], mod
         raise UnsupportedError(
             f"torch captured the inputs {', '.join(names)}", hint="leave out arguments that the module does not use"
         )
+    outputs = [one.arg for one in program.graph_signature.output_specs if one.kind.name == "USER_OUTPUT"]
+    constants = [one.value for one in outputs if isinstance(one, ConstantArgument)]
+    if other := [value for value in constants if value is not None]:
+        raise UnsupportedError(f"the module returns {other[0]!r}, which is not a tensor", hint="return tensors only")
+    if len(constants) == len(outputs):
+        raise UnsupportedError("the module returns no tensor")
     replay = program.module(check_guards=True)
     spec = program.call_spec.in_spec
 
@@ -129,14 +142,15 @@ def _subject(program: torch.export.ExportedProgram, inputs: Sequence[Input], mod
 
 
 def _tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+    # copies: a module may write into its inputs, and mapped arrays are read-only
+    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
 
 
 def _arrays_of(call: Callable[[Feeds], Any]) -> Call:
     def run(feeds: Feeds) -> list[np.ndarray]:
         with torch.inference_mode():
             output = call(feeds)
-        return [leaf.numpy() for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        return [leaf.detach().numpy().copy() for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
     return run
 
@@ -176,7 +190,7 @@ def refusal(error: BaseException) -> UnsupportedError | UsageError:
         causes.append(inner)
     everything = " ".join(str(cause) for cause in causes)
     telling = next((c for c in causes if "Constraints violated" in str(c)), causes[-1])
-    text = " ".join(str(telling).split("Suggested fixes")[0].split())
+    text = " ".join(re.split("Suggested fixes|If you're using mark_dynamic", str(telling))[0].split())
     text = text.replace('For more information, run with TORCH_LOGS="+dynamic".', "")[:400] or type(telling).__name__
     if "data-dependent" in everything or "GuardOnDataDependent" in everything:
         hint = "write data-dependent branches with torch.cond"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
-from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.errors import GateError, UnsupportedError, UsageError
 from onnxcomp.inspect import MODULE, all_nodes
 from onnxcomp.passes.base import drop_inner_shapes
 from onnxcomp.passes.simplify import simplify
@@ -31,7 +33,8 @@ def convert(subject: Subject, opset: int, names: Sequence[str], *, serving: bool
     serving: constants and BatchNormalization are folded, equal tensors merged; else the graph stays
     as torch wrote it, every parameter under its own name.
 
-    Raises UnsupportedError where an operator has no ONNX form, UsageError for names that do not fit.
+    Raises UnsupportedError where an operator has no ONNX form, UsageError for names that do not fit,
+    GateError where axes of two names must have one size.
     """
     with quiet():
         try:
@@ -43,17 +46,22 @@ def convert(subject: Subject, opset: int, names: Sequence[str], *, serving: bool
     if made is None:
         raise UnsupportedError("torch exported nothing")
     model: ir.Model = made.model
+    held = list(model.graph.initializers.values())
     common.OutputFixPass()(model)  # an input that is also an output gets an Identity between
     _keep_modules(model)
     common.RemoveUnusedNodesPass()(model)
     _rename(model, [one.name for one in subject.inputs], names or _default_names(subject, len(model.graph.outputs)))
     _name_axes(model, subject)
     if serving:
+        _transpose_lazily(model)
         simplify(model, constant_bytes=_FOLD)
     drop_inner_shapes(model)
     _strip(model)
     model.metadata_props[PARAMETERS] = json.dumps(parameter_map(subject.program, model), sort_keys=True)
-    return model
+    result = model.clone()
+    for value in [*held, *model.graph.initializers.values()]:
+        value.const_value = None  # onnxscript's rules remember the last graph that they saw
+    return result
 
 
 def parameter_map(program: torch.export.ExportedProgram, model: ir.Model) -> dict[str, dict[str, Any] | None]:
@@ -97,6 +105,28 @@ def _keep_modules(model: ir.Model) -> None:
         node.metadata_props.clear()
         if path and not path.startswith("_empty_nn_module_stack"):
             node.metadata_props[MODULE] = path
+
+
+def _transpose_lazily(model: ir.Model) -> None:
+    """Make transposed weights that are computed when they are written; folding would copy all at once."""
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Transpose" and not node.domain else None
+        if source is None or source.const_value is None or len(source.const_value.shape) != 2:
+            continue
+        tensor = source.const_value
+        output = node.outputs[0]
+        rows, columns = tensor.shape.numpy()
+        turned = ir.LazyTensor(
+            functools.partial(_turned, tensor), dtype=tensor.dtype, shape=ir.Shape((columns, rows)), name=output.name
+        )
+        value = ir.Value(name=output.name, type=ir.TensorType(tensor.dtype), shape=turned.shape, const_value=turned)
+        output.replace_all_uses_with(value)
+        model.graph.remove(node, safe=True)
+        model.graph.register_initializer(value)
+
+
+def _turned(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.Tensor(np.ascontiguousarray(tensor.numpy().T), dtype=tensor.dtype)
 
 
 def _strip(model: ir.Model) -> None:
@@ -151,8 +181,13 @@ def _name_axes(model: ir.Model, subject: Subject) -> None:
     for value, one in zip(model.graph.inputs, subject.inputs, strict=True):
         for axis, name in one.dims.items():
             size = value.shape[axis] if value.shape is not None else None
-            if isinstance(size, ir.SymbolicDim) and size.value is not None:
-                symbols[size.value] = name
+            symbol = size.value if isinstance(size, ir.SymbolicDim) else None
+            if symbol is not None and symbols.setdefault(symbol, name) != name:
+                raise GateError(
+                    f"'{symbols[symbol]}' and '{name}' are one size to the module",
+                    where=f"input {one.name}",
+                    hint="give both axes the same name",
+                )
     for value in [*model.graph.inputs, *model.graph.outputs]:
         if value.shape is not None:
             value.shape = ir.Shape(_axis(size, symbols) for size in value.shape)
@@ -184,3 +219,4 @@ def release(model: ir.Model) -> None:
     for graph in model.graphs():
         for value in graph.initializers.values():
             value.const_value = None
+    gc.collect()  # torch's programs refer to themselves

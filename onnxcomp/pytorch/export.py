@@ -186,14 +186,11 @@ def _export(job: _Job) -> Exported:
     checks: list[parity.Parity] = []
 
     def verify(path: Path) -> None:
-        # two copies of the weights, torch's and ORT's, may be more than the machine has
-        large = path.stat().st_size < sum(f.stat().st_size for f in path.parent.iterdir()) / 2
-        if large:
-            convert.release(model)
-        config = {"session.disable_prepacking": "1"} if large else {}
+        if runtime.is_large(path):
+            convert.release(model)  # torch's and ORT's copies together may be more than the machine has
         runtime.check_loads(path)
         parity.check_axes(path, inputs)
-        checks.extend(parity.check_parity(path, cases, job.tolerance, config=config))
+        checks.extend(parity.check_parity(path, cases, job.tolerance))
 
     done = models.publish(model, job.output, verify=verify, force=job.force)
     return Exported(done, opset, signature, tuple(checks), time.perf_counter() - start)

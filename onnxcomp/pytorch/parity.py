@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onnxcomp import model as models
 from onnxcomp import runtime, worker
 from onnxcomp.errors import AccuracyGateError, DataError, GateError, UnsupportedError
 from onnxcomp.pytorch.capture import TORCH_ERRORS, Feeds, Subject
@@ -56,7 +57,7 @@ class Parity:
 
 def check_axes(path: Path, inputs: Sequence[Input]) -> None:
     """Raise GateError where an axis that was asked to be dynamic came out frozen."""
-    declared = {spec.name: spec.shape for spec in runtime.open_session(path).signature.inputs}
+    declared = {spec.name: spec.shape for spec in models.signature(models.load(path)).inputs}
     for one in inputs:
         shape = declared.get(one.name)
         for axis, dim in one.dims.items():
@@ -118,9 +119,9 @@ def _check_captured(subject: Subject, feeds: Feeds, case: Mapping[str, int]) -> 
         ) from error
 
 
-def check_parity(path: Path, cases: Sequence[Case], tolerance: float, *, config: Mapping[str, str]) -> list[Parity]:
+def check_parity(path: Path, cases: Sequence[Case], tolerance: float) -> list[Parity]:
     """ONNX Runtime against what torch computed. Raises AccuracyGateError naming the worst output, size and error."""
-    session = runtime.open_session(path, settings=runtime.SessionSettings(config=config))
+    session = runtime.open_session(path, settings=runtime.frugal(path))
     names = [spec.name for spec in session.signature.outputs]
     done: list[Parity] = []
     for index, case in enumerate(cases):

@@ -59,7 +59,7 @@ def parse_inputs(specs: Sequence[str], arguments: Sequence[str]) -> list[Input]:
 
     Raises UsageError naming the spec.
     """
-    found = []
+    found: list[Input] = []
     for i, spec in enumerate(specs):
         match = _INPUT.fullmatch(spec.replace(" ", ""))
         if match is None:
@@ -75,6 +75,8 @@ def parse_inputs(specs: Sequence[str], arguments: Sequence[str]) -> list[Input]:
         if name not in arguments:
             hint = nearest(name, arguments) or f"its arguments are: {', '.join(arguments)}"
             raise UsageError(f"forward() has no argument '{name}'", where=f"--inputs {spec}", hint=hint)
+        if any(one.name == name for one in found):
+            raise UsageError(f"'{name}' is given twice", where=f"--inputs {spec}")
         sizes = [part for part in match["shape"].split(",") if part]
         found.append(Input(name, match["dtype"], tuple(int(s) for s in sizes)))
     order = {name: i for i, name in enumerate(arguments)}

@@ -93,11 +93,16 @@ def effect(found: Json) -> str:
             f"{found['weights']} weights in {found['dtype']}, {text.size(stored['before'])} -> "
             f"{text.size(stored['after'])}; {nodes['cast']} nodes compute in it, {nodes['kept']} in float32"
         )
+    if "patterns" in found:
+        shares = [f"{n['fused']} of {n['found']} {what.replace('_', ' ')}" for what, n in found["patterns"].items()]
+        return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {', '.join(shares)}"
     if "nodes" in found:
         changes = [f"-{n} {op}" for op, n in found["removed"].items()]
         changes += [f"+{n} {op}" for op, n in found["added"].items()]
         what = ", ".join(c.replace("ai.onnx::", "") for c in changes[:6]) or "initializers only"
         return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {what}"
+    if "batch_normalizations" in found:
+        return f"{found['folded']} of {found['batch_normalizations']} BatchNormalization folded"
     if "opset" in found:
         return f"opset {found['opset']['before']} -> {found['opset']['after']}"
     return ", ".join(f"{key} {value}" for key, value in found.items())

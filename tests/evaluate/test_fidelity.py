@@ -7,7 +7,7 @@ import math
 import builders
 import numpy as np
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from onnxcomp.errors import DataError
 from onnxcomp.evaluate import compare
@@ -72,3 +72,17 @@ def _batches(path, data, size=32):
     from onnxcomp.runtime import open_session
 
     return Batches(data, open_session(path).signature.inputs, batch_size=size)
+
+
+def test_an_infinite_candidate_is_no_crash(tmp_path):
+    big = builders.model(
+        [helper.make_node("Exp", ["x"], ["y"])], [builders.value("x", "n", 4)], [builders.value("y", "n", 4)]
+    )
+    small = builders.model(
+        [helper.make_node("Neg", ["x"], ["y"])], [builders.value("x", "n", 4)], [builders.value("y", "n", 4)]
+    )
+    reference, candidate = builders.save(small, tmp_path / "r.onnx"), builders.save(big, tmp_path / "c.onnx")
+    data = _batches(reference, {"x": np.full((3, 4), 200, np.float32)})
+    found = compare(reference, candidate, data).outputs["y"]
+    assert found.max_abs == np.inf
+    assert found.sqnr_db == -np.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -21,10 +22,15 @@ from onnxcomp.runtime import open_session
 FILE = torch_modules.__file__
 
 
-@pytest.fixture
-def here(monkeypatch):
+def in_process():
     """Exports run in this process: nothing to isolate, and the start of a child saved."""
-    monkeypatch.setattr(worker, "isolated", lambda fn, *args, limits, on_progress: fn(*args))
+    return mock.patch.object(worker, "isolated", lambda fn, job, *, limits, on_progress: fn(job))
+
+
+@pytest.fixture
+def here():
+    with in_process():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def test_names_and_dynamic_axes_are_those_asked_for(exported):
     assert session == done.signature
 
 
-def test_parity_covers_the_traced_size_two_others_and_the_ones_asked_for(exported):
+def test_parity_covers_the_traced_size_three_others_and_the_ones_asked_for(exported):
     _, done = exported
     sizes = [check.sizes["batch"] for check in done.parity]
     assert sizes[0] == 2
@@ -86,7 +92,11 @@ def test_json_of_an_export(exported):
     assert document["output"] == done.output.to_json()
     assert document["opset"] == 20
     assert document["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 4]}]
-    assert document["parity"][0] == {"sizes": {"batch": 2}, "max_rel_error": done.parity[0].max_rel_error}
+    assert document["parity"][0] == {
+        "sizes": {"batch": 2},
+        "max_rel_error": done.parity[0].max_rel_error,
+        "inputs": "seeded",
+    }
     assert document["seconds"] > 0
 
 
@@ -188,7 +198,7 @@ def test_several_outputs(here, tmp_path):
     options = {"inputs": ["mask:int64[2,4]", "a:float32[2,4]"], "dynamic": ["a:0=batch", "mask:0=batch"]}
     done = export(f"{FILE}:Several", tmp_path / "m.onnx", **options)
     assert [(i.name, i.dtype) for i in done.signature.inputs] == [("a", "float32"), ("mask", "int64")]
-    assert [o.name for o in done.signature.outputs] == ["output_0", "output_1"]
+    assert [o.name for o in done.signature.outputs] == ["product", "sum"]
     named = export(f"{FILE}:Several", tmp_path / "n.onnx", output_names=["a_mul", "a_add"], **options)
     feeds = {"a": np.full((3, 4), 2, np.float32), "mask": np.full((3, 4), 5, np.int64)}
     got = open_session(named.output.path).run(feeds)
@@ -214,17 +224,23 @@ def test_opset_and_optional_arguments(here, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("attribute", "inputs", "dynamic", "where"),
+    ("attribute", "inputs", "dynamic", "error", "text"),
     [
-        ("Loop", "x:float32[2,12,4]", ["x:0=batch", "x:1=seq"], "axis 1 ('seq') was frozen to 12"),
-        ("BakedReshape", "x:float32[2,4]", ["x:0=batch"], "axis 0 ('batch') was frozen to 2"),
+        ("Loop", "x:float32[2,12,4]", ["x:0=batch", "x:1=seq"], GateError, "Guard failed: x.size()[1] // 4 == 3"),
+        ("BakedReshape", "x:float32[2,4]", ["x:0=batch"], UnsupportedError, "specialized it to be a constant (2)"),
     ],
 )
-def test_an_axis_that_python_froze_is_refused(attribute, inputs, dynamic, where, here, tmp_path):
-    error = refused((GateError, UnsupportedError), tmp_path, f"{FILE}:{attribute}", inputs=[inputs], dynamic=dynamic)
-    assert where in error.message
-    assert error.where == "input x"
-    assert "x.shape" in error.hint
+def test_a_size_that_python_fixed_is_refused(attribute, inputs, dynamic, error, text, here, tmp_path):
+    caught = refused(error, tmp_path, f"{FILE}:{attribute}", inputs=[inputs], dynamic=dynamic)
+    assert text in caught.message
+    assert "x.shape" in caught.hint
+
+
+def test_two_names_of_one_size_are_refused(here, tmp_path):
+    options = {"inputs": ["x:float32[2,4]", "y:float32[2,4]"], "dynamic": ["x:0=rows", "y:0=batch"]}
+    error = refused(GateError, tmp_path, f"{FILE}:Bare", **options)
+    assert "'rows' and 'batch' are one size" in error.message
+    assert error.where == "input y"
 
 
 def test_a_loop_over_a_static_axis_is_fine(here, tmp_path):
@@ -302,3 +318,143 @@ def test_classes_that_the_child_cannot_import_are_refused(monkeypatch, tmp_path)
     with pytest.raises(UsageError, match="main script") as caught:
         export((torch.nn.Sequential(torch_modules.Perceptron()), example), tmp_path / "m.onnx")
     assert "file.py:attr" in caught.value.hint
+
+
+def outputs_of(done, feeds):
+    return open_session(done.output.path).run(feeds)
+
+
+def test_outputs_that_are_inputs_or_parameters_and_what_is_not_there(here, tmp_path):
+    options = {"inputs": ["x:float32[2,4]"], "dynamic": ["x:0=batch"]}
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    got = outputs_of(export(torch_modules.Through(), tmp_path / "t.onnx", **options), {"x": x})
+    assert list(got) == ["output_0", "output_2"]
+    np.testing.assert_array_equal([*got.values()], [x, x * 2])
+    got = outputs_of(export(torch_modules.GivesParameter(), tmp_path / "p.onnx", **options), {"x": x})
+    np.testing.assert_array_equal(got["output_1"], [1, 2])
+
+
+def test_nested_outputs_are_named_by_their_place(here, tmp_path):
+    done = export(torch_modules.Nested(), tmp_path / "m.onnx", inputs=["x:float32[2,4]"], dynamic=["x:0=batch"])
+    got = outputs_of(done, {"x": np.zeros((3, 4), np.float32)})
+    assert {name: array[0, 0] for name, array in got.items()} == {"last": 1, "past_0": 2, "past_1_0": 3, "past_1_1": 4}
+
+
+def test_inputs_of_other_types_and_unused_ones(here, tmp_path):
+    done = export(
+        torch_modules.Chosen(),
+        tmp_path / "m.onnx",
+        inputs=["keep:bool[2,4]", "times:int32[2,4]", "x:float32[2,4]"],
+        dynamic=["keep:0=batch", "times:0=batch", "x:0=batch"],
+    )
+    assert [(i.name, i.dtype) for i in done.signature.inputs] == [
+        ("keep", "bool"),
+        ("times", "int32"),
+        ("x", "float32"),
+    ]
+    unused = export(torch_modules.Unused(), tmp_path / "u.onnx", inputs=["x:float32[2,4]", "other:int64[3]"])
+    assert [(i.name, i.shape) for i in unused.signature.inputs] == [("x", (2, 4)), ("other", (3,))]
+
+
+def test_a_module_that_writes_into_its_inputs_is_compared_on_what_it_was_given(here, tmp_path):
+    options = {"inputs": ["x:float32[2,4]"], "dynamic": ["x:0=batch"]}
+    done = export(torch_modules.WritesIntoInput(), tmp_path / "m.onnx", **options)
+    assert outputs_of(done, {"x": np.ones((3, 4), np.float32)})["output"].max() == 2
+
+
+@pytest.fixture(scope="module")
+def purposes(tmp_path_factory):
+    """(module, {purpose: ONNX model}) of the two flavours of one module, whose gate has been passed."""
+    place = tmp_path_factory.mktemp("purposes")
+    module = torch_modules.Trainable()
+    options = {"inputs": ["x:float32[2,2,6,6]"], "dynamic": ["x:0=batch"]}
+    found = {}
+    for purpose in ("training", "serving"):
+        with in_process():
+            done = export(module, place / f"{purpose}.onnx", purpose=purpose, **options)
+        assert all(check.max_rel_error < 1e-5 for check in done.parity)
+        found[purpose] = onnx.load(done.output.path)
+    return module, found
+
+
+def operators(model):
+    return {node.op_type for node in model.graph.node}
+
+
+def stored(model):
+    return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+
+
+def parameter_map(model):
+    return json.loads({one.key: one.value for one in model.metadata_props}["onnxcomp.parameters"])
+
+
+def test_for_training_every_parameter_keeps_its_name_and_value(purposes):
+    module, models = purposes
+    initializers = stored(models["training"])
+    floats = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    for name, tensor in floats.items():
+        np.testing.assert_array_equal(initializers[name], tensor.numpy(), err_msg=name)
+    assert parameter_map(models["training"]) == {name: {"initializer": name, "transposed": False} for name in floats}
+
+
+def test_for_training_batch_normalization_stays_and_for_serving_it_is_folded(purposes):
+    _, models = purposes
+    assert "BatchNormalization" in operators(models["training"])
+    assert "BatchNormalization" not in operators(models["serving"])
+    folded = parameter_map(models["serving"])
+    assert {name for name, entry in folded.items() if entry is None} == {
+        "conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
+    }  # fmt: skip
+
+
+def test_equal_parameters_are_merged_for_serving_only(purposes):
+    _, models = purposes
+    assert {"first.weight", "second.weight", "first.bias", "second.bias"} <= set(stored(models["training"]))
+    serving = parameter_map(models["serving"])
+    assert serving["first.weight"] == serving["second.weight"]
+    assert len(stored(models["serving"])) < len(stored(models["training"]))
+
+
+@pytest.mark.parametrize("purpose", ["training", "serving"])
+def test_nodes_know_their_module(purposes, purpose):
+    _, models = purposes
+    modules = {}
+    for node in models[purpose].graph.node:
+        for entry in node.metadata_props:
+            assert entry.key == "onnxcomp.module"
+            modules.setdefault(entry.value, set()).add(node.op_type)
+    assert "Conv" in modules["conv"]
+    assert "LayerNormalization" in modules["second"]
+    assert {"MatMul", "Gemm"} & modules["head"]
+
+
+def test_real_samples_are_compared_too(here, tmp_path):
+    samples = np.random.default_rng(2).standard_normal((11, 4)).astype(np.float32)
+    np.savez(tmp_path / "real.npz", x=samples, labels=np.zeros(11, np.int64))
+    options = {"inputs": ["x:float32[2,4]"], "dynamic": ["x:0=batch"], "data": tmp_path / "real.npz"}
+    done = export(f"{FILE}:Perceptron", tmp_path / "m.onnx", **options)
+    kinds = [check.inputs for check in done.parity]
+    assert kinds == sorted(kinds, reverse=True)
+    assert sum(check.sizes["batch"] for check in done.parity if check.inputs == "real") == 11
+
+
+def test_a_difference_on_the_real_samples_alone_is_refused(here, tmp_path):
+    np.savez(tmp_path / "real.npz", x=np.full((4, 4), 1000, np.float32))
+    options = {"inputs": ["x:float32[2,4]"], "dynamic": ["x:0=batch"]}
+    assert export(f"{FILE}:OtherwiseWhenLarge", tmp_path / "m.onnx", **options)
+    error = refused(
+        AccuracyGateError, tmp_path, f"{FILE}:OtherwiseWhenLarge", data=str(tmp_path / "real.npz"), **options
+    )
+    assert "differs from torch" in error.message
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [("random:8", DataError, "random"), ("none.npz", OutputError, "no such file"), ("other.npz", DataError, "'y'")],
+)
+def test_data_that_proves_nothing(data, error, text, here, tmp_path):
+    np.savez(tmp_path / "other.npz", y=np.ones((4, 4), np.float32))
+    data = data if ":" in data else str(tmp_path / data)
+    options = {"inputs": ["x:float32[2,4]"], "dynamic": ["x:0=batch"], "data": data}
+    assert text in str(refused(error, tmp_path, f"{FILE}:Perceptron", **options))

@@ -5,25 +5,32 @@ from __future__ import annotations
 import builders
 import numpy as np
 import pytest
-import torch
 from onnx import helper
-from torch import nn
 
-from onnxcomp.errors import AccuracyGateError, GateError
-from onnxcomp.pytorch.parity import check_axes, check_parity, output_shapes
+from onnxcomp.errors import AccuracyGateError, DataError, GateError, UnsupportedError
+from onnxcomp.pytorch.capture import Subject
+from onnxcomp.pytorch.parity import cases_of, check_axes, check_parity
 from onnxcomp.pytorch.specs import Input
 
 X = Input("x", "float32", (2, 4), {0: "n"})
-SIZES = [{"n": 2}, {"n": 1}, {"n": 3}]
+SIZES = [{"n": 2}, {"n": 1}, {"n": 3}, {"n": 5}]
 
 
-class Wrapped(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
+def reference(function, captured=None, one=X):
+    """What torch would compute, as functions of an array."""
 
-    def forward(self, x):
-        return self.function(x)
+    def call(wanted):
+        def run(feeds):
+            found = wanted(feeds["x"])
+            return list(found) if isinstance(found, tuple) else [found]
+
+        return run
+
+    return Subject(None, (one,), ("",), call(function), call(captured or function))
+
+
+def positive(x):
+    return np.maximum(x, 0)
 
 
 def only(*sizes):
@@ -32,9 +39,13 @@ def only(*sizes):
     def function(x):
         if len(x) not in sizes:
             raise RuntimeError(f"shape '[2]' is invalid for {len(x)}\nand more")
-        return torch.relu(x)
+        return positive(x)
 
-    return Wrapped(function)
+    return function
+
+
+def compared(function, path, sizes=SIZES):
+    return check_parity(path, cases_of(reference(function), sizes), 1e-4)
 
 
 @pytest.fixture
@@ -43,52 +54,73 @@ def relu(tmp_path):
 
 
 def test_equal_models_pass_at_every_size(relu):
-    done = check_parity(Wrapped(torch.relu), relu, [X], SIZES, 1e-4)
-    assert [(dict(p.sizes), p.max_rel_error) for p in done] == [(sizes, 0.0) for sizes in SIZES]
+    done = compared(positive, relu)
+    assert [(dict(p.sizes), p.max_rel_error, p.inputs) for p in done] == [(s, 0.0, "seeded") for s in SIZES]
+
+
+def test_every_size_has_values_of_its_own():
+    cases = cases_of(reference(positive), SIZES)
+    assert [case.feeds["x"].shape for case in cases] == [(s["n"], 4) for s in SIZES]
+    assert len({float(case.feeds["x"][0, 0]) for case in cases}) == len(cases)
 
 
 def test_a_difference_at_another_size_only_is_found(relu):
-    module = Wrapped(lambda x: torch.relu(x) * (1 if len(x) < 3 else 2))
     with pytest.raises(AccuracyGateError, match="n=3") as caught:
-        check_parity(module, relu, [X], SIZES, 1e-4)
+        compared(lambda x: positive(x) * (1 if len(x) < 3 else 2), relu)
     assert caught.value.where == "output y"
     assert "x.shape" in caught.value.hint
 
 
 def test_a_difference_at_the_traced_size_is_put_down_to_the_module(relu):
     with pytest.raises(AccuracyGateError, match="n=2") as caught:
-        check_parity(Wrapped(lambda x: torch.relu(x) + torch.rand(())), relu, [X], SIZES, 1e-4)
+        compared(lambda x: positive(x) + np.float32(0.1), relu)
     assert "twice" in caught.value.hint
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_differences(value, relu):
-    module = Wrapped(lambda x: torch.relu(x).index_fill(1, torch.tensor(0), value))
     with pytest.raises(AccuracyGateError):
-        check_parity(module, relu, [X], SIZES, 1e-4)
+        compared(lambda x: np.where(np.arange(4) == 0, np.float32(value), positive(x)), relu)
 
 
 def test_a_shape_that_differs_is_found(relu):
     with pytest.raises(AccuracyGateError, match=r"\(2, 4\) instead of \(2, 1\)"):
-        check_parity(Wrapped(lambda x: torch.relu(x)[:, :1]), relu, [X], SIZES, 1e-4)
+        compared(lambda x: positive(x)[:, :1], relu)
 
 
 def test_a_missing_output_is_found(relu):
     with pytest.raises(AccuracyGateError, match="2 outputs"):
-        check_parity(Wrapped(lambda x: (torch.relu(x), x)), relu, [X], SIZES, 1e-4)
+        compared(lambda x: (positive(x), x), relu)
 
 
-def test_sizes_that_torch_refuses_are_passed_over_when_others_remain(relu):
-    done = check_parity(only(2, 1, 5), relu, [X], [*SIZES, {"n": 5}], 1e-4)
-    assert [p.sizes["n"] for p in done] == [2, 1, 5]
+def test_sizes_that_torch_refuses_are_passed_over_when_three_others_remain(relu):
+    done = compared(only(2, 1, 5, 7), relu, [*SIZES, {"n": 7}])
+    assert [p.sizes["n"] for p in done] == [2, 1, 5, 7]
 
 
-def test_too_few_other_sizes_prove_nothing(relu):
-    with pytest.raises(GateError, match="1 other sizes only") as caught:
-        check_parity(only(2, 1), relu, [X], SIZES, 1e-4)
+def test_too_few_other_sizes_prove_nothing():
+    with pytest.raises(GateError, match="2 other sizes only") as caught:
+        cases_of(reference(only(2, 1, 5)), SIZES)
     assert "n=3: shape '[2]' is invalid for 3" in caught.value.message
     assert "and more" not in caught.value.message
     assert "--check-sizes" in caught.value.hint
+
+
+def test_a_module_that_refuses_the_traced_size_is_no_model():
+    with pytest.raises(UnsupportedError, match="does not run at n=2: shape '\\[2\\]' is invalid for 2"):
+        cases_of(reference(only(1, 3, 5)), SIZES)
+
+
+@pytest.mark.parametrize("broken", [3, 5])
+def test_a_size_that_only_the_captured_program_refuses_was_baked_in(broken):
+    with pytest.raises(GateError, match=f"does not hold at n={broken}: shape '\\[2\\]' is invalid") as caught:
+        cases_of(reference(positive, only(*{1, 2, 3, 5} - {broken})), SIZES)
+    assert "x.shape" in caught.value.hint
+
+
+def test_guards_against_one_are_convention():
+    cases = cases_of(reference(positive, only(2, 3, 5)), SIZES)
+    assert {"n": 1} in [case.sizes for case in cases]
 
 
 def test_a_file_that_does_not_run_at_other_sizes_is_refused(tmp_path):
@@ -96,7 +128,7 @@ def test_a_file_that_does_not_run_at_other_sizes_is_refused(tmp_path):
         [helper.make_node("Relu", ["x"], ["y"])], [builders.value("x", 2, 4)], [builders.value("y", 2, 4)]
     )
     with pytest.raises(AccuracyGateError, match="does not run at n=1"):
-        check_parity(Wrapped(torch.relu), builders.save(fixed, tmp_path / "m.onnx"), [X], SIZES, 1e-4)
+        compared(positive, builders.save(fixed, tmp_path / "m.onnx"))
 
 
 def test_a_frozen_axis_is_named(tmp_path, relu):
@@ -111,16 +143,27 @@ def test_a_frozen_axis_is_named(tmp_path, relu):
 
 
 def test_a_static_model_is_tried_with_two_inputs(relu):
-    seen = []
-
-    def function(x):
-        seen.append(x.numpy().copy())
-        return torch.relu(x)
-
-    static = Input("x", "float32", (2, 4))
-    assert [dict(p.sizes) for p in check_parity(Wrapped(function), relu, [static], [{}], 1e-4)] == [{}, {}]
-    assert not np.array_equal(*seen)
+    cases = cases_of(reference(positive, one=Input("x", "float32", (2, 4))), [{}])
+    assert [dict(p.sizes) for p in check_parity(relu, cases, 1e-4)] == [{}, {}]
+    assert not np.array_equal(cases[0].feeds["x"], cases[1].feeds["x"])
 
 
-def test_output_shapes_leave_out_what_torch_refuses():
-    assert output_shapes(only(2, 3), [X], SIZES) == [[(2, 4)], [(3, 4)]]
+def test_real_inputs_are_compared_after_the_seeded_ones(relu):
+    real = [{"x": np.full((6, 4), -3, np.float32)}, {"x": np.full((4, 4), 3, np.float32)}]
+    done = check_parity(relu, cases_of(reference(positive), SIZES, real), 1e-4)
+    assert [(dict(p.sizes), p.inputs) for p in done[len(SIZES) :]] == [({"n": 6}, "real"), ({"n": 4}, "real")]
+
+
+def test_a_difference_on_real_inputs_only_is_found(relu):
+    cases = cases_of(
+        reference(lambda x: np.where(x > 50, np.float32(50), positive(x))), SIZES, [{"x": np.full((2, 4), 99, "f4")}]
+    )
+    assert check_parity(relu, cases[:-1], 1e-4)
+    with pytest.raises(AccuracyGateError, match="differs from torch"):
+        check_parity(relu, cases, 1e-4)
+
+
+def test_real_inputs_that_torch_refuses_are_bad_data():
+    with pytest.raises(DataError, match="shape '\\[2\\]' is invalid for 9") as caught:
+        cases_of(reference(only(1, 2, 3, 5)), SIZES, [{"x": np.ones((9, 4), np.float32)}])
+    assert caught.value.where == "--data"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch_modules
@@ -13,25 +13,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from onnxcomp.errors import DataError, UnsupportedError, UsageError
-from onnxcomp.pytorch.target import inputs_of, load_weights, resolve
+from onnxcomp.pytorch.target import inputs_of, load_weights, module_of, resolve
 
 FILE = torch_modules.__file__
-
-
-class MakesFolder:
-    """Unpickling it leaves a trace."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("attribute", ["Perceptron", "INSTANCE", "factory", "WITH_EXAMPLES", "WITH_ONE_TENSOR"])
 @pytest.mark.parametrize("place", ["torch_modules", FILE])
 def test_attributes(place, attribute):
-    module, examples = resolve(f"{place}:{attribute}")
+    module, examples = module_of(f"{place}:{attribute}")
     assert type(module).__name__ == "Perceptron"
     assert not module.training
     assert [tuple(e.shape) for e in examples] == {"WITH_EXAMPLES": [(1, 4)], "WITH_ONE_TENSOR": [(2, 4)]}.get(
@@ -41,7 +31,7 @@ def test_attributes(place, attribute):
 
 def test_objects():
     module = nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train()
-    found, examples = resolve((module, [torch.ones(2, 4)]))
+    found, examples = module_of((module, [torch.ones(2, 4)]))
     assert found is module
     assert not any(part.training for part in found.modules())
     assert len(examples) == 1
@@ -64,14 +54,14 @@ def test_objects():
 )
 def test_wrong_targets(target, text):
     with pytest.raises(UsageError) as caught:
-        resolve(target)
+        module_of(target)
     assert text in caught.value.message
     assert caught.value.where
 
 
 def test_a_factory_that_fails_is_said_with_its_line_and_what_is_expected():
     with pytest.raises(UsageError) as caught:
-        resolve(f"{FILE}:failing")
+        module_of(f"{FILE}:failing")
     lines = Path(FILE).read_text().splitlines()
     number = next(i for i, line in enumerate(lines, 1) if "no such checkpoint" in line)
     assert caught.value.where.endswith(f"torch_modules.py:{number}")
@@ -97,7 +87,7 @@ def test_weights_from_safetensors_and_checkpoints(tmp_path):
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_a_checkpoint_with_code_is_refused_and_the_code_does_not_run(save, tmp_path):
     path, trace = tmp_path / "w.pt", tmp_path / "trace"
-    save({**state(), "extra": MakesFolder(trace)}, path)
+    save({**state(), "extra": torch_modules.MakesFolder(trace)}, path)
     with pytest.raises(DataError) as caught:
         load_weights(torch_modules.Perceptron(), path)
     assert "could run code" in caught.value.message
@@ -164,14 +154,31 @@ def test_specs_go_before_examples():
     [
         (torch_modules.Bare(), (), [], "not known"),
         (torch_modules.Bare(), (), ["x:float32[2]"], "also needs 'y'"),
-        (torch_modules.Bare(), (), ["y:float32[2]"], "none left out"),
-        (torch_modules.Bare(), (), ["x:float32[2]", "x:float32[2]"], "none left out"),
+        (torch_modules.Bare(), (), ["y:float32[2]"], "also needs 'x'"),
+        (torch_modules.Bare(), (), ["x:float32[2]", "y:float32[2]", "x:float32[3]"], "'x' is given twice"),
         (torch_modules.Perceptron(), (torch.ones(2), torch.ones(2)), [], "2 example inputs for 1 arguments"),
     ],
 )
 def test_inputs_that_do_not_fit_forward(module, examples, specs, text):
     with pytest.raises(UsageError, match=text):
         inputs_of(module, examples, specs)
+
+
+def test_arguments_with_defaults_may_be_left_out_anywhere():
+    module = torch_modules.Defaults()
+    assert [i.name for i in inputs_of(module, (), ["y:float32[2]", "x:float32[2]"])] == ["x", "y"]
+    assert [i.name for i in inputs_of(module, (torch.ones(2),), [])] == ["x"]
+    with pytest.raises(UsageError, match="also needs 'x'"):
+        inputs_of(module, (), ["y:float32[2]"])
+
+
+def test_arguments_by_keyword_only_are_inputs():
+    assert [i.name for i in inputs_of(torch_modules.ByKeyword(), (), ["scale:float32[2]", "x:float32[2]"])] == [
+        "x",
+        "scale",
+    ]
+    with pytest.raises(UsageError, match="also needs 'scale'"):
+        inputs_of(torch_modules.ByKeyword(), (), ["x:float32[2]"])
 
 
 def test_the_hint_shows_how_to_give_shapes():
@@ -183,3 +190,23 @@ def test_the_hint_shows_how_to_give_shapes():
 def test_examples_that_numpy_has_no_type_for():
     with pytest.raises(UnsupportedError, match="bfloat16"):
         inputs_of(torch_modules.Perceptron(), (torch.ones(2, 4, dtype=torch.bfloat16),), [])
+
+
+def test_resolving_captures_with_the_weights_given(tmp_path):
+    save_file(state(), tmp_path / "w.safetensors")
+    subject = resolve(f"{FILE}:Perceptron", ["x:float32[1,4]"], ["x:0=batch"], tmp_path / "w.safetensors")
+    assert [(i.name, i.shape, dict(i.dims)) for i in subject.inputs] == [("x", (2, 4), {0: "batch"})]
+    module = torch_modules.Perceptron()
+    module.load_state_dict(state())
+    x = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(x)).numpy()
+    for call in (subject.eager, subject.captured):
+        (got,) = call({"x": x})
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"inputs": ["x:float32[2]"]}, {"weights": Path("w.safetensors")}])
+def test_a_program_takes_neither_inputs_nor_weights(options):
+    with pytest.raises(UsageError, match="brings its inputs and weights"):
+        resolve("m.pt2", **{"inputs": [], "dynamic": [], "weights": None, **options})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -108,9 +110,108 @@ class OtherwiseInOnnx(nn.Module):
         return x * 1.01 if torch.compiler.is_exporting() else x
 
 
+class OtherwiseWhenLarge(nn.Module):
+    """For an export it leaves out a branch that seeded inputs never take."""
+
+    def forward(self, x):
+        return x if torch.compiler.is_exporting() else x.clamp(max=100)
+
+
 class Bare(nn.Module):
     def forward(self, x, y):
         return x + y
+
+
+class Defaults(nn.Module):
+    def forward(self, x, mask=None, y=None):
+        return x if y is None else x + y
+
+
+class ByKeyword(nn.Module):
+    def forward(self, x, *, scale):
+        return x * scale
+
+
+class Unused(nn.Module):
+    def forward(self, x, other):
+        return x * 2
+
+
+class Nested(nn.Module):
+    def forward(self, x):
+        return {"last": x + 1, "past": (x + 2, [x + 3, x + 4])}
+
+
+class Through(nn.Module):
+    """One output is the input, one is left out."""
+
+    def forward(self, x):
+        return x, None, x * 2
+
+
+class Gives(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        return x + 1, self.what
+
+
+class GivesParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0]))
+
+    def forward(self, x):
+        return x * 2, self.scale
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return None
+
+
+class Chosen(nn.Module):
+    """Inputs of three types."""
+
+    def forward(self, keep, times, x):
+        return torch.where(keep, x, -x) * times
+
+
+class WritesIntoInput(nn.Module):
+    def forward(self, x):
+        return x.add_(1)
+
+
+class MakesFolder:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class Trainable(nn.Module):
+    """x (batch, 2, 6, 6): BatchNormalization, and parameters that are equal at the start."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3)
+        self.norm = nn.BatchNorm2d(2)
+        self.first = nn.LayerNorm(4)
+        self.second = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 4)
+        generator = torch.Generator().manual_seed(5)
+        for tensor in self.norm.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.head(self.second(self.first(x)))
 
 
 INSTANCE = Perceptron()

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest import mock
+
 import torch
 from torch import nn
 from torch.nn import functional
+
+from onnxcomp import worker
+from onnxcomp.errors import OnnxcompError
+from onnxcomp.pytorch import Exported, export
 
 
 class Mlp(nn.Sequential):
@@ -15,7 +22,12 @@ class Mlp(nn.Sequential):
 class Cnn(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, 10),
         )
 
 
@@ -41,7 +53,9 @@ class Squeeze(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Sequential(nn.Conv2d(8, 32, 1, bias=False), nn.BatchNorm2d(32), nn.Hardswish())
-        self.deep = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
+        self.deep = nn.Sequential(
+            nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False), nn.BatchNorm2d(32), nn.ReLU6()
+        )
         self.gate = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 8, 1), nn.ReLU(), nn.Conv2d(8, 32, 1), nn.Hardsigmoid()
         )
@@ -181,4 +195,40 @@ def hugging_face(name: str) -> nn.Module:
     return makers[name]().eval()
 
 
-def mlp(): return Mlp()
+def randomised(name: str) -> nn.Module:
+    """In eval mode, every parameter and statistic random, the same each time: equal zeros hide what was mixed up."""
+    torch.manual_seed(0)
+    module = ZOO[name][0]() if name in ZOO else hugging_face(name)
+    with torch.no_grad():
+        for key, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(
+                    torch.rand_like(tensor) + 0.5 if key.endswith("running_var") else torch.randn_like(tensor) / 4
+                )
+    return module.eval()
+
+
+def export_one(name: str, folder: Path, **options) -> Exported:
+    """The randomised architecture as `folder/name.onnx`; a transformers one by way of its own folder."""
+    module = randomised(name)
+    if name in ZOO:
+        _, inputs, dynamic = ZOO[name]
+        return export(module, folder / f"{name}.onnx", inputs=inputs, dynamic=dynamic, **options)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    module.save_pretrained(folder / name)
+    return export(str(folder / name), folder / f"{name}.onnx", **options)
+
+
+def export_all(names: list[str], folder: Path) -> dict[str, Exported | OnnxcompError]:
+    """Export them one after the other in this process, which is a child already."""
+    found: dict[str, Exported | OnnxcompError] = {}
+    with mock.patch.object(worker, "isolated", lambda fn, job, **_: fn(job)):
+        for name in names:
+            worker.report(name)
+            try:
+                found[name] = export_one(name, folder)
+            except OnnxcompError as error:
+                found[name] = error
+    return found

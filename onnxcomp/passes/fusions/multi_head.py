@@ -8,21 +8,21 @@ only split the last axis into heads. Key and value may also be (B, H, L, D), as 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.inspect import MODULE
-from onnxcomp.passes.fusions.attention import Attention, Refusal, is_finite, scalar
-from onnxcomp.passes.fusions.causal import is_causal
-from onnxcomp.passes.fusions.sizes import ONE, Size, Sizes, product
-from onnxcomp.passes.fusions.views import Axes, Part, identity, moved, View, views, whole
+from onnxcomp.passes.fusions.attention import Attention
+from onnxcomp.passes.fusions.masks import bias, masks_of
+from onnxcomp.passes.fusions.reading import Refusal, only_use
+from onnxcomp.passes.fusions.size import ONE, Dims, Size
+from onnxcomp.passes.fusions.sizes import Sizes
+from onnxcomp.passes.fusions.views import Part, View, moved, views, whole
+from onnxcomp.passes.fusions.writer import Attribute, Writer
 
 DOMAIN = "com.microsoft"
 
-_SWAP_SEQUENCE = (1, 0, 2)
-_SWAP_HEADS = (0, 2, 1, 3)
+_MOVING_OUT = {"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +49,32 @@ class Heads:
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
-def heads_of(value: ir.Value, sizes: Sizes, what: str, *, transposed: bool = False) -> Heads:
-    """Where (..., L, D), or (..., D, L) if `transposed`, comes from. Raises Refusal."""
+def heads_of(value: ir.Value, sizes: Sizes, what: str, *, transposed: bool = False) -> list[Heads]:
+    """Where (..., L, D), or (..., D, L) if `transposed`, may come from, the best last. Raises Refusal."""
     dims = sizes.of(value)
     if dims is None or len(dims) not in (3, 4):
         raise Refusal(f"the rank of the {what} is not known to be 3 or 4")
-    head_size = dims[-2 if transposed else -1]
+    head_size, length = dims[-2 if transposed else -1], dims[-1 if transposed else -2]
+    if head_size.number is None:
+        raise Refusal(f"the head size of the {what} is not a constant")
     found = [h for view in views(value, sizes) if (h := _projected(view, sizes, head_size, transposed)) is not None]
-    if found:
-        return next((h for h in reversed(found) if not h.sequence_first), found[-1])
-    if len(dims) == 3 or dims[1].number is None:
-        raise Refusal(f"the number of heads of the {what} is not known")
-    length = dims[-1 if transposed else -2]
-    return Heads(value, False, 0, 0, dims[0], dims[1].number, length, head_size)
+    if len(dims) == 4 and dims[1].number is not None:
+        found.insert(0, Heads(value, False, 0, 0, dims[0], dims[1].number, length, head_size))
+    if not found:
+        raise Refusal(f"the heads of the {what} are not known")
+    return sorted(found, key=lambda heads: (heads.parts > 0, not heads.sequence_first))
+
+
+def _agreed(query: list[Heads], key: list[Heads], value: list[Heads]) -> tuple[Heads, Heads, Heads]:
+    """The best of each with the same number of heads, and that as large as may be. Raises Refusal."""
+    for count in sorted({heads.heads for heads in query}, reverse=True):
+        best = [next((h for h in reversed(some) if h.heads == count), None) for some in (query, key, value)]
+        q, k, v = best
+        if q is None or k is None or v is None:
+            continue
+        if q.same(k, "batch", "head_size") and v.same(k, "batch", "length"):
+            return q, k, v
+    raise Refusal("query, key and value are not proven to agree in batch, heads, head size and length")
 
 
 def _projected(view: View, sizes: Sizes, head_size: Size, transposed: bool) -> Heads | None:
@@ -69,10 +82,10 @@ def _projected(view: View, sizes: Sizes, head_size: Size, transposed: bool) -> H
     if dims is None or len(dims) != 3 or len(view.chosen) > 1 or dims[2].number is None:
         return None
     parts, index = 1, 0
-    for part, index in view.chosen.items():
+    for part in view.chosen:
         if part.axis != 2 or part.outer != ONE or part.size.number is None:
             return None
-        parts = part.size.number
+        parts, index = part.size.number, view.chosen[part]
     width = dims[2].over(Size(parts))
     heads = None if width is None else width.over(head_size)
     if heads is None or heads.number is None:
@@ -93,50 +106,96 @@ def _piece(axis: int, outer: Size, size: Size, inner: Size) -> tuple[Part, ...]:
     return () if size == ONE else (Part(axis, outer, size, inner),)
 
 
-class Rewriter:
-    """Replaces attention in one graph; what layers share is made once."""
+def replace(found: Attention, writer: Writer) -> None:
+    """Put a MultiHeadAttention in the place of what was found. Raises Refusal before any change."""
+    sizes, before = writer.sizes, found.product
+    query, key, value = _agreed(
+        heads_of(found.query, sizes, "query"),
+        heads_of(found.key, sizes, "key", transposed=True),
+        heads_of(found.value, sizes, "value"),
+    )
+    full: Dims = (query.batch, Size(query.heads), query.length, key.length)
+    masks = masks_of(found, full, sizes)
+    way_out = _way_out(found.product.outputs[0], full, value.head_size, sizes)
+    # fully masked rows exist only where there is another mask
+    causal = query.length == key.length and len(masks) == 1 and masks[0].is_causal(sizes)
 
-    def __init__(self, graph: ir.Graph | ir.Function, sizes: Sizes, opset: int) -> None:
-        self._graph, self._sizes, self._opset = graph, sizes, opset
-        self._made: dict[tuple[object, ...], ir.Value] = {}
+    q = _flat(query, writer, before)
+    if key.parts and value.parts:
+        k, v, axis = _flat(key, writer, before), _flat(value, writer, before), 1
+    else:
+        k, v, axis = _untransposed(found.key, writer, before), found.value, 2
+    inputs: list[ir.Value | None] = [q, k, v]
+    if masks and not causal:
+        inputs += [None, None, bias(masks, full, ((q, 1), (k, axis)), writer, before)]
+    attributes: dict[str, Attribute] = {"num_heads": query.heads, "scale": found.scale}
+    if causal:
+        attributes["unidirectional"] = 1
+    (made,) = writer.add(before, "MultiHeadAttention", inputs, attributes, domain=DOMAIN)
+    writer.call(made, found.softmax)
+    if found.guarded and not causal and not all(mask.is_finite() for mask in masks):
+        (bad,) = writer.add(before, "IsNaN", [made])
+        (made,) = writer.add(before, "Where", [bad, writer.constant(np.asarray(0, np.float32)), made])
+    _lead_out(made, way_out, value, writer, before)
 
-    def replace(self, found: Attention) -> None:
-        """Put a MultiHeadAttention in the place of what was found. Raises Refusal before any change."""
-        query = heads_of(found.query, self._sizes, "query")
-        key = heads_of(found.key, self._sizes, "key", transposed=True)
-        value = heads_of(found.value, self._sizes, "value")
-        if not (query.same(key, "batch", "heads", "head_size") and value.same(key, "batch", "heads", "length")):
-            raise Refusal("query, key and value are not known to agree in batch, heads, head size and length")
-        causal, masks = self._masks(found, query, key)
-        way_out = self._way_out(found.product.outputs[0], query, value)
-        width = value.head_size * Size(value.heads)
-        if way_out is None and (len(self._sizes.of(found.product.outputs[0]) or ()) != 4 or width.number is None):
-            raise Refusal("the heads of the output are not brought together again")
 
-        before = found.product
-        inputs: list[ir.Value | None] = [self._flat(query, before)]
-        if key.parts and value.parts:
-            inputs += [self._flat(key, before), self._flat(value, before)]
-        else:
-            inputs += [self._apart(found.key, before, transposed=True), self._apart(found.value, before)]
-        bias = self._bias(masks, inputs, query, key, before)
-        inputs += [None, None, bias] if bias is not None else []
-        attributes: dict[str, int | float] = {"num_heads": query.heads, "scale": found.scale}
-        if causal:
-            attributes["unidirectional"] = 1
-        made = self._op(before, "MultiHeadAttention", inputs, attributes, domain=DOMAIN)
-        node = made.producer()
-        assert node is not None
-        node.name = found.softmax.name
-        if MODULE in found.softmax.metadata_props:
-            node.metadata_props[MODULE] = found.softmax.metadata_props[MODULE]
-        if found.guarded and not all(is_finite(m) for m in masks):
-            made = self._guard(made, before)
-        self._connect(made, way_out, found.product.outputs[0], value, before)
+def _flat(heads: Heads, writer: Writer, before: ir.Node) -> ir.Value:
+    """(B, L, H * D)."""
+    width = heads.heads * heads.head_size.factor
+    if not heads.parts:
+        apart = writer.transposed(heads.source, (0, 2, 1, 3), before)
+        return writer.add(before, "Reshape", [apart, writer.integers(0, 0, width)], key=("flat", apart))[0]
+    value = writer.transposed(heads.source, (1, 0, 2), before) if heads.sequence_first else heads.source
+    return value if heads.parts == 1 else writer.piece(value, heads.index, heads.parts, width, before)
 
-    def _masks(self, found: Attention, query: Heads, key: Heads) -> tuple[bool, list[ir.Value]]:
-        """(whether the mask is the operator's own, else the masks), after checking that they fit."""
-        if len(found.masks) + len(found.replaced) == 1 and query.length == key.length:
-            if found.masks and is_causal(found.masks[0], self._sizes):
-                return True, []
-        ...
+
+def _untransposed(key: ir.Value, writer: Writer, before: ir.Node) -> ir.Value:
+    """(B, H, L, D) of (B, H, D, L)."""
+    for view in views(key, writer.sizes):
+        dims = writer.sizes.of(view.source) or ()
+        if len(dims) == 4 and not view.chosen and view.axes == tuple(whole(i, dims[i]) for i in (0, 1, 3, 2)):
+            return view.source
+    return writer.transposed(key, (0, 1, 3, 2), before)
+
+
+#: how heads are brought together after the product: (the value, whether the sequence comes first, whether in two axes)
+_WayOut = tuple[ir.Value, bool, bool] | None
+
+
+def _way_out(product: ir.Value, full: Dims, head_size: Size, sizes: Sizes) -> _WayOut:
+    """Follow the product to where (B, H, S, D) has become (B, S, H * D), or that in another order."""
+    batch, heads, rows = (whole(i, full[i]) for i in range(3))
+    last = whole(3, head_size)
+    merged = len(sizes.of(product) or ()) == 3
+    view = View(product, ((*batch, *heads), rows, last) if merged else (batch, heads, rows, last), {})
+    both = (*heads, *last)
+    goals = {
+        (batch, rows, both): (False, False),
+        (rows, batch, both): (True, False),
+        ((*batch, *rows), both): (False, True),
+        ((*rows, *batch), both): (True, True),
+    }
+    value = product
+    while view.axes not in goals:
+        node, index = only_use(value) or (None, 0)
+        after = moved(view, node.outputs[0], sizes) if node is not None and node.op_type in _MOVING_OUT else None
+        if node is None or index or after is None:
+            if merged:
+                raise Refusal("the heads of the output are not brought together again")
+            return None
+        value, view = node.outputs[0], after
+    return value, *goals[view.axes]
+
+
+def _lead_out(made: ir.Value, way_out: _WayOut, value: Heads, writer: Writer, before: ir.Node) -> None:
+    if way_out is None:
+        apart = writer.integers(0, 0, value.heads, value.head_size.factor)
+        (made,) = writer.add(before, "Reshape", [made, apart])
+        writer.take_over(before.outputs[0], writer.transposed(made, (0, 2, 1, 3), before))
+        return
+    target, sequence_first, flat = way_out
+    if sequence_first:
+        made = writer.transposed(made, (1, 0, 2), before)
+    if flat:
+        (made,) = writer.add(before, "Reshape", [made, writer.integers(-1, value.heads * value.head_size.factor)])
+    writer.take_over(target, made)

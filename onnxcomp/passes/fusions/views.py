@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxcomp.passes.fusions.sizes import ONE, Size, Sizes, axes_of, integer, permutation
+from onnxcomp.passes.fusions.size import ONE, Size, integer, permutation
+from onnxcomp.passes.fusions.sizes import Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def moved(view: View, output: ir.Value, sizes: Sizes) -> View | None:
 
 def _fitted(view: View, node: ir.Node, sizes: Sizes) -> View | None:
     """Axes of size 1 come or go."""
-    axes, places = list(view.axes), axes_of(sizes, node)
+    axes, places = list(view.axes), sizes.axes(node)
     if places is None:
         return None
     if node.op_type == "Unsqueeze":

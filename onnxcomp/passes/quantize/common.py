@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from onnxcomp import runtime
 from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError, UsageError, nearest
-from onnxcomp.inspect import Weight, all_nodes, constants, weights
+from onnxcomp.inspect import Weight, all_nodes, constants, infer_shapes, weights
 from onnxcomp.passes import simplify as simplify_pass
 from onnxcomp.passes.base import Context, transplant
 from onnxcomp.passes.opset import upgrade
@@ -67,6 +67,8 @@ def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> list
     if upgrade(model, _MIN_OPSET):
         context.note(f"opset raised to {_MIN_OPSET}, per-channel scales need it")
     _name_nodes(model)
+    if any(node.domain for node in all_nodes(model)):
+        infer_shapes(model)  # ORT's quantizer asks onnx alone, which knows no output of fused attention
     return [*exclude, *_fragile(model, context)]
 
 
