@@ -11,14 +11,15 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
 from onnxcomp.data import Batches
-from onnxcomp.inspect import all_nodes
+from onnxcomp.errors import UsageError, nearest
+from onnxcomp.inspect import MODULE, all_nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,26 @@ def drop_inner_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = value.type = None
+
+
+def named(model: ir.Model, names: Sequence[str], *, where: str = "exclude") -> dict[str, list[str]]:
+    """{name: names of the nodes it means}: a node's own, or a torch module's path for all that came from it.
+
+    Raises UsageError for a name that means nothing.
+    """
+    nodes = {node.name: node.metadata_props.get(MODULE, "") for node in all_nodes(model) if node.name}
+    found = {}
+    for name in names:
+        inside = [node for node, module in nodes.items() if f"{module}.".startswith(f"{name}.")]
+        found[name] = [name] if name in nodes else inside
+        if not found[name]:
+            modules = sorted({module for module in nodes.values() if module})
+            raise UsageError(
+                f"no node or module '{name}' in the model",
+                where=where,
+                hint=nearest(name, [*nodes, *modules]) or "'onnxcomp inspect' and any viewer show the names",
+            )
+    return found
 
 
 @contextlib.contextmanager

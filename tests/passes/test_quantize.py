@@ -229,3 +229,17 @@ def test_same_bytes_after_other_passes_too(cnn, tmp_path):
     for name in "ab":
         optimize_file(cnn, tmp_path / f"{name}.onnx", [Simplify(), QuantizeStatic()], data=images(), allow_larger=True)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_excluding_a_torch_module_keeps_all_that_came_from_it(tmp_path):
+    proto = builders.cnn()
+    for node in proto.graph.node:
+        node.metadata_props.add(key="onnxcomp.module", value="body.0" if node.name in ("conv1", "norm1") else "rest")
+    path = builders.save(proto, tmp_path / "m.onnx")
+    out = tmp_path / "q.onnx"
+    step = QuantizeStatic(exclude=("body.0",))
+    record = optimize_file(path, out, [step], data={"image": builders.samples(40, 3, 8, 8)}, allow_larger=True)
+    effect = record.passes[0].effect
+    assert [s["node"] for s in effect["skipped"]] == ["conv1"]
+    assert effect["skipped"][0]["reason"] == "excluded by the user"
+    assert effect["quantized_weights"] == 2

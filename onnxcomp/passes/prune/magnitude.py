@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.errors import InvalidModelError, NoEffectError, UsageError, nearest
-from onnxcomp.inspect import Weight, all_nodes, weights
-from onnxcomp.passes.base import Context, Effect, Pass, option
+from onnxcomp.errors import InvalidModelError, NoEffectError, UsageError
+from onnxcomp.inspect import Weight, weights
+from onnxcomp.passes.base import Context, Effect, Pass, named, option
 
 _LABEL = "download size only: ORT runs zeros as fast as any number, and the .onnx file keeps its size"
 
@@ -28,17 +28,14 @@ class PruneMagnitude(Pass):
 
     sparsity: float = option(0.5, "share of zeros among the weights, above 0 and below 1")
     scope: Literal["global", "per_tensor"] = option("global", "one threshold for all weights, or one each")
-    exclude: tuple[str, ...] = option((), "names of nodes whose weights stay as they are")
+    exclude: tuple[str, ...] = option((), "nodes, or torch modules, whose weights stay as they are")
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """Raises UsageError (sparsity, unknown node), NoEffectError (no weights), InvalidModelError (NaN)."""
         if not 0 < self.sparsity < 1:
             raise UsageError(f"sparsity {self.sparsity} is not between 0 and 1", where="sparsity")
-        names = [node.name for node in all_nodes(model) if node.name]
-        for name in self.exclude:
-            if name not in names:
-                raise UsageError(f"no node '{name}' in the model", where="exclude", hint=nearest(name, names))
-        chosen = [w for w in weights(model) if self._takes(w, context)]
+        kept = {node for nodes in named(model, self.exclude).values() for node in nodes}
+        chosen = [w for w in weights(model) if self._takes(w, kept, context)]
         if not chosen:
             raise NoEffectError("the model has no float weights to prune", hint="see the notes, or 'onnxcomp inspect'")
         thresholds = self._thresholds(chosen)
@@ -63,9 +60,9 @@ class PruneMagnitude(Pass):
         }
         return Effect(zeros > zeros_before, details)
 
-    def _takes(self, weight: Weight, context: Context) -> bool:
+    def _takes(self, weight: Weight, kept: set[str], context: Context) -> bool:
         node = weight.node.name or weight.node.op_type
-        if weight.node.name in self.exclude:
+        if weight.node.name in kept:
             context.note("excluded", node)
         elif not weight.tensor.dtype.is_floating_point() or weight.tensor.dtype.bitwidth < 16:
             context.note(f"weight of type {weight.tensor.dtype.name} is not pruned", node)

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxcomp import runtime
-from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError, UsageError, nearest
+from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError
 from onnxcomp.inspect import Weight, all_nodes, constants, infer_shapes, weights
 from onnxcomp.passes import simplify as simplify_pass
-from onnxcomp.passes.base import Context, transplant
+from onnxcomp.passes.base import Context, named, transplant
 from onnxcomp.passes.opset import upgrade
 from onnxcomp.passes.quantize import _ort
 
@@ -32,10 +32,11 @@ _QUANTIZED_OPS = {
 }  # fmt: skip
 
 
-def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> list[str]:
+def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Make the model fit for the quantizer, in place, and refuse what cannot be quantized.
 
-    Returns the names of nodes to leave in float: `exclude`, and those whose weights would break.
+    Returns the names of nodes to leave in float: those that `exclude` means, and those whose weights
+    would break.
     Raises UnsupportedError (already quantized, float16), NoEffectError (no weights),
     InvalidModelError (NaN or infinite weights), UsageError (an unknown node in `exclude`).
     """
@@ -44,14 +45,7 @@ def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> list
         raise UnsupportedError(
             f"the model is quantized already (it has {', '.join(done)})", hint="start from the float model"
         )
-    names = [n.name for n in all_nodes(model) if n.name]
-    for name in exclude:
-        if name not in names:
-            raise UsageError(
-                f"no node '{name}' in the model",
-                where="exclude",
-                hint=nearest(name, names) or "'onnxcomp inspect' and any viewer show the names",
-            )
+    meant = named(model, exclude)
     found = weights(model)
     if not found:
         raise NoEffectError(
@@ -63,13 +57,14 @@ def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> list
             "the weights are float16, ORT's int8 kernels need float32",
             hint="convert the model to float32 first, or export it so",
         )
-    _simplified(model, context, exclude)
+    _simplified(model, context, [name for name, nodes in meant.items() if nodes == [name]])
     if upgrade(model, _MIN_OPSET):
         context.note(f"opset raised to {_MIN_OPSET}, per-channel scales need it")
     _name_nodes(model)
     if any(node.domain for node in all_nodes(model)):
         infer_shapes(model)  # ORT's quantizer asks onnx alone, which knows no output of fused attention
-    return [*exclude, *_fragile(model, context)]
+    kept = [node for nodes in named(model, exclude).values() for node in nodes]
+    return kept, _fragile(model, context)
 
 
 def resolve_reduce_range(asked: bool | None, context: Context) -> bool:
@@ -157,7 +152,7 @@ def finish(model: ir.Model, result: ir.Model, settled: dict[str, Any]) -> None:
     transplant(model, result)
 
 
-def _simplified(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> None:
+def _simplified(model: ir.Model, context: Context, exclude: list[str]) -> None:
     """Fold constants and BatchNormalization, so that weights are where the quantizer looks."""
     trial = model.clone()
     try:

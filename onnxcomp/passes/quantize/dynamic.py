@@ -25,7 +25,7 @@ class QuantizeDynamic(Pass):
     name: ClassVar[str] = "quantize-dynamic"
 
     op_types: tuple[str, ...] = option(OP_TYPES, "operator types to quantize")
-    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    exclude: tuple[str, ...] = option((), "nodes, or torch modules ('encoder.layer.3'), to leave in float")
     per_channel: bool = option(True, "one scale per output channel; as fast and more accurate than one per tensor")
     reduce_range: bool | None = option(
         None, "7-bit weights for CPUs without VNNI; unset: decided by this host, and noted"
@@ -34,14 +34,14 @@ class QuantizeDynamic(Pass):
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """Raises what `common.prepare` raises; NoEffectError when no weight could be quantized."""
         _ort.check_op_types(self.op_types, static=False)
-        keep = common.prepare(model, context, self.exclude)
+        kept, fragile = common.prepare(model, context, self.exclude)
         request = _ort.Request(
             op_types=self.op_types,
-            exclude=tuple(keep),
+            exclude=(*kept, *fragile),
             per_channel=self.per_channel,
             reduce_range=common.resolve_reduce_range(self.reduce_range, context),
         )
-        ledger = common.account(model, request, keep[len(self.exclude) :])
+        ledger = common.account(model, request, fragile)
         result = _ort.dynamic(model, request, context)
         settled = ledger.settle(result)
         common.finish(model, result, settled)

@@ -33,7 +33,7 @@ class QuantizeStatic(Pass):
     needs_data: ClassVar[bool] = True
 
     op_types: tuple[str, ...] = option(OP_TYPES, "operator types to quantize")
-    exclude: tuple[str, ...] = option((), "names of nodes to leave in float")
+    exclude: tuple[str, ...] = option((), "nodes, or torch modules ('encoder.layer.3'), to leave in float")
     calibration: Literal["minmax"] = option("minmax", "how activation ranges are chosen")
     per_channel: bool = option(True, "one scale per output channel instead of one per tensor")
     reduce_range: bool | None = option(
@@ -47,14 +47,14 @@ class QuantizeStatic(Pass):
         context.data.require_real("calibration")
         _ort.check_op_types(self.op_types, static=True)
         _check_data(context.data)
-        keep = common.prepare(model, context, self.exclude)
+        kept, fragile = common.prepare(model, context, self.exclude)
         request = _ort.Request(
             op_types=self.op_types,
-            exclude=tuple(keep),
+            exclude=(*kept, *fragile),
             per_channel=self.per_channel,
             reduce_range=common.resolve_reduce_range(self.reduce_range, context),
         )
-        ledger = common.account(model, request, keep[len(self.exclude) :])
+        ledger = common.account(model, request, fragile)
         result = _ort.static(model, request, context, context.data)
         settled = ledger.settle(result)
         common.finish(model, result, settled)
