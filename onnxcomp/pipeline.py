@@ -32,7 +32,7 @@ from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
 from onnxcomp.evaluate.recorded import Recorded
 from onnxcomp.inspect import constants
 from onnxcomp.model import ModelFile
-from onnxcomp.passes.base import Context, Note, Pass, temporary_context
+from onnxcomp.passes.base import Context, Note, Pass, drop_unused_initializers, temporary_context
 
 #: largest difference, relative to the largest output, that an exact pass may cause, by the model's coarsest type
 _EXACT = {"float16": 1e-2, "bfloat16": 5e-2}
@@ -143,6 +143,7 @@ def optimize(
             may_idle = allow_no_effect if isinstance(allow_no_effect, bool) else step.name in allow_no_effect
             records.append(_run(step, result, context, allow_no_effect=may_idle))
     common.RemoveUnusedNodesPass()(result)
+    drop_unused_initializers(result)
     _same_signature(before, models.signature(result))
     return Optimized(result, tuple(records))
 

@@ -81,6 +81,9 @@ def export(name: str, path: Path) -> None:
 
     module, arguments, axes = MODELS[name]()
     module.eval()
+    with torch.no_grad():
+        for parameter in module.parameters():  # fresh biases are 0, and would be simplified away
+            parameter.add_(torch.randn_like(parameter) * 0.02)
     program = torch.onnx.export(
         module, arguments, dynamo=True, opset_version=20, dynamic_shapes=tuple(axes.values()), input_names=list(axes)
     )

@@ -31,7 +31,7 @@ EXPECTED: dict[str, str] = {
     "dtln_model_2": "ok ok ok ok ok",
     "lightgbm": "ok NoEffectError NoEffectError NoEffectError NoEffectError",
     "logreg_iris": "NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError",
-    "magika_standard_v3_3": "NoEffectError ok ok ok ok",
+    "magika_standard_v3_3": "ok ok ok ok ok",
     "mlperftiny_ad_autoencoder": "ok ok ok ok ok",
     "mlperftiny_resnet8_cifar10": "ok ok ok ok ok",
     "mnist_cntk": "ok ok ok ok ok",

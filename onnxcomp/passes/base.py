@@ -124,6 +124,19 @@ def transplant(model: ir.Model, donor: ir.Model) -> None:
     model.ir_version = donor.ir_version
 
 
+def drop_unused_initializers(model: ir.Model) -> None:
+    """Drop initializers that no node and no output names.
+
+    onnx-ir counts uses, and a node of a branch that was dropped still counts as one.
+    """
+    used = {value for node in all_nodes(model) for value in node.inputs}
+    used.update(value for graph in model.graphs() for value in graph.outputs)
+    for graph in model.graphs():
+        for name, value in list(graph.initializers.items()):
+            if value not in used and not value.is_graph_input():
+                del graph.initializers[name]
+
+
 def drop_inner_shapes(model: ir.Model) -> None:
     """Forget shapes of values inside the graph; inputs and outputs keep theirs.
 

@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from onnxcomp.errors import UnsupportedError
 from onnxcomp.inspect import all_nodes, constants, op_counts
 from onnxcomp.passes import batchnorm, rewrites
-from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, option
+from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, drop_unused_initializers, option
 
 _ROUNDS = 8  # a rewrite can make a constant, a constant a rewrite; two or three rounds do
 
@@ -108,6 +108,7 @@ def _drop_unused(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
+    drop_unused_initializers(model)
 
 
 def _makers(model: ir.Model) -> dict[str, str]:

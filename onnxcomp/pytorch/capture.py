@@ -199,3 +199,9 @@ def refusal(error: BaseException) -> UnsupportedError | UsageError:
     else:
         hint = "rewrite what the message names with operators that ONNX has"
     return UnsupportedError(f"torch cannot export the module: {text}", hint=hint)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from torch import nn
 
 from onnxcomp.errors import DataError, UnsupportedError
-from onnxcomp.pytorch.capture import quiet
+from onnxcomp.pytorch.capture import first_line, quiet
 from onnxcomp.pytorch.specs import Input
 
 #: sizes that a text model is traced at, and of an image whose size the configuration does not say
@@ -27,7 +28,7 @@ def load(folder: Path) -> tuple[nn.Module, list[Input]]:
     they have segments, token_type_ids; image models pixel_values. Caches are off: a decoder gives
     the logits of all positions.
 
-    Raises DataError (no config.json or safetensors, or damaged), UnsupportedError (transformers is
+    Raises DataError (no config.json or safetensors, damaged, or incomplete), UnsupportedError (transformers is
     missing, code of the folder's own, a kind of input that is not text or image).
     """
     config = _config(folder)
@@ -36,17 +37,29 @@ def load(folder: Path) -> tuple[nn.Module, list[Input]]:
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRANSFORMERS_VERBOSITY="error")
     import transformers
 
-    name = next(iter(config.get("architectures") or ()), None)
+    listed = config.get("architectures")
+    name = listed[0] if isinstance(listed, list) and listed else None
     cls = getattr(transformers, str(name), None)
-    if name is None or cls is None:
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UnsupportedError(f"transformers has no class '{name}'", where=folder / "config.json: architectures")
     with quiet():
         try:
-            model = cls.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="float32"
+            model, loading = cls.from_pretrained(  # type: ignore[attr-defined]
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype="float32",
+                output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise DataError(f"the model cannot be loaded: {str(error).splitlines()[0][:300]}", where=folder) from error
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise DataError(f"the model cannot be loaded: {first_line(error)}", where=folder) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise DataError(
+            f"the weights of {len(missing)} parameters are not in the folder, such as {missing[0]}",
+            where=folder,
+            hint="transformers would make them up; save the trained model with save_pretrained",
+        )
     model.config.use_cache = False
     model.config.return_dict = True
     return model.eval(), _inputs(model, folder)
@@ -61,6 +74,8 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise DataError("config.json cannot be read", where=folder) from error
+    if not isinstance(config, dict):
+        raise DataError("config.json is not an object", where=folder)
     if "auto_map" in config:
         raise UnsupportedError(
             "the folder brings code of its own, which is never run", where=folder, hint="export it as file.py:attr"

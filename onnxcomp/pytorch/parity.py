@@ -12,7 +12,7 @@ import numpy as np
 from onnxcomp import model as models
 from onnxcomp import runtime, worker
 from onnxcomp.errors import AccuracyGateError, DataError, GateError, UnsupportedError
-from onnxcomp.pytorch.capture import TORCH_ERRORS, Feeds, Subject
+from onnxcomp.pytorch.capture import TORCH_ERRORS, Feeds, Subject, first_line
 from onnxcomp.pytorch.specs import Input
 
 #: sizes other than the traced one that must have been compared when an axis is dynamic
@@ -141,12 +141,6 @@ def check_parity(path: Path, cases: Sequence[Case], tolerance: float) -> list[Pa
 _HINT = "a size is baked into the graph: Python code that depends on x.shape runs once, while tracing"
 
 _HINT_TRACED = "does the module give the same outputs twice? Random parts and ones that train must be off in eval mode"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its class."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def _worst(

@@ -14,7 +14,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 from torch.utils import _pytree as pytree
 
 from onnxcomp.errors import DataError, UnsupportedError, UsageError
-from onnxcomp.pytorch.capture import Subject, is_open, of_program, quiet
+from onnxcomp.pytorch.capture import Subject, first_line, is_open, of_program, quiet
 from onnxcomp.pytorch.specs import Input, parse_dynamic
 
 #: the entries of an archive that are graph, tensors or remarks; others are native code or pickled objects,
@@ -50,7 +50,7 @@ def load(path: Path, dynamic: Sequence[str]) -> Subject:
                 "the program holds more than tensors; it is not loaded, it could run code", where=path
             ) from error
         except Exception as error:
-            raise DataError(f"the program cannot be read: {_line(error)}", where=path) from error
+            raise DataError(f"the program cannot be read: {first_line(error)}", where=path) from error
     return of_program(program, _inputs(program, path, dynamic))
 
 
@@ -87,8 +87,3 @@ def _symbols(names: Sequence[str], shapes: dict[str, Any], dynamic: Sequence[str
                 plain = "batch" if axis == 0 else f"dim_{axis}"
                 found[str(size)] = plain if plain not in found.values() else f"{name}_{axis}"
     return found
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -17,7 +17,7 @@ from torch import nn
 from onnxcomp.data.sources import load_attribute
 from onnxcomp.errors import DataError, OnnxcompError, UnsupportedError, UsageError
 from onnxcomp.pytorch import huggingface, programs
-from onnxcomp.pytorch.capture import Subject, capture
+from onnxcomp.pytorch.capture import Subject, capture, first_line
 from onnxcomp.pytorch.specs import Input, parse_inputs, with_dynamic
 
 
@@ -109,11 +109,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
             hint="save module.state_dict(), best as .safetensors",
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise DataError(f"the weights cannot be read: {_line(error)}", where=path) from error
+        raise DataError(f"the weights cannot be read: {first_line(error)}", where=path) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
-        raise DataError(f"the weights cannot be read: {_line(error)}", where=path) from error
+        raise DataError(f"the weights cannot be read: {first_line(error)}", where=path) from error
     if isinstance(state, dict) and set(state) == {"state_dict"}:
         state = state["state_dict"]
     try:
@@ -156,8 +156,3 @@ def _array(example: torch.Tensor) -> np.ndarray:
         raise UnsupportedError(
             f"example inputs of {example.dtype} are not supported", hint="export in float32, then cast"
         ) from error
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -171,7 +171,8 @@ def exported(result: Json) -> None:
     for check in result["parity"]:
         sizes = check["sizes"]
         shown = ", ".join(f"{k}={v}" for k, v in sizes.items()) if isinstance(sizes, Mapping) else str(sizes)
-        _add(table, shown or "as traced", f"{check['max_rel_error']:.1e}")
+        kind = ", real samples" if check.get("inputs") == "real" else ""
+        _add(table, (shown or "as traced") + kind, f"{check['max_rel_error']:.1e}")
     _print(table)
 
 
@@ -263,9 +264,7 @@ def _facts(rows: Sequence[tuple[str, str]], *, stderr: bool = False) -> None:
 
 def _table(title: str) -> Table:
     return Table(
-        title=_plain(title),
-        title_justify="left",
-        title_style="bold",
+        title=_plain(title, "bold"),
         box=None,
         pad_edge=False,
         header_style="dim",
@@ -283,6 +282,9 @@ def _plain(words: str, style: str = "") -> Text:
 
 def _print(what: Any, *, stderr: bool = False) -> None:
     what = _plain(what) if isinstance(what, str) else what
+    if isinstance(what, Table) and what.title:
+        title, what.title = what.title, None  # a title would be wrapped to the table's width
+        _print(title, stderr=stderr)
     console = Console(stderr=stderr)
     if console.is_terminal:
         console.print(what)

@@ -198,6 +198,7 @@ def test_epochs_are_one_or_more(tmp_path, wrong, capsys):
     assert "--epochs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_exports_with_open_batch_and_length(tmp_path):
     from onnxcomp.pytorch.export import export
 
