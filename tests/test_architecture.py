@@ -45,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "passes": set(),
     "pipeline": {"onnx_ir", "numpy"},
     "recipe": {"pydantic"},
-    "pytorch": {"torch", "onnx_ir", "numpy", "safetensors"},
+    "pytorch": {"torch", "transformers", "onnx_ir", "numpy", "safetensors"},
     "bench": {"onnxruntime", "numpy", "psutil", "scipy"},
     "report": {"rich", "jinja2", "markupsafe", "matplotlib", "numpy"},
     "doctor": {"onnx_ir", "numpy", "psutil"},

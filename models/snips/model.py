@@ -24,6 +24,8 @@ INTENTS = (
 class Snips(nn.Module):
     """Word ids to intent scores. Padding has no influence; a sentence has no longest length."""
 
+    rates: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCABULARY, WIDTH)

@@ -45,6 +45,8 @@ class Fuse(Pass):
         work = model.clone()
         common.InlinePass()(work)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
+        common.IdentityEliminationPass()(work)
+        common.RemoveUnusedNodesPass()(work)
         before = op_counts(model)
         counts = _fuse(work, context)
         fused = any(count["fused"] for count in counts.values())

@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
         layer = nn.TransformerEncoderLayer(32, 4, 64, activation="gelu", batch_first=True)
-        self.inner = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.inner = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 
     def forward(self, x, mask=None):
         return self.inner(x, src_key_padding_mask=mask)
@@ -72,16 +72,16 @@ def text(name, attention):
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
         return Text(hf.BertModel(hf.BertConfig(**sizes, **common), add_pooling_layer=False))
     if name == "distilbert":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+        sizes = {"dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64}
         return Text(hf.DistilBertModel(hf.DistilBertConfig(**sizes, **common)))
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
     return Text(hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, **common)))
 
 
 def vit(attention):
     import transformers as hf
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     config = hf.ViTConfig(image_size=16, patch_size=4, attn_implementation=attention, **sizes)
     return Picture(hf.ViTModel(config, add_pooling_layer=False))
 
@@ -89,14 +89,14 @@ def vit(attention):
 #: name -> (module, inputs, layers of attention)
 EXPORTS = {
     **{
-        f"{name}-{attention}": (lambda name=name, attention=attention: text(name, attention), (IDS, MASK), 2)
-        for name in ("bert", "distilbert", "gpt2")
+        f"{name}-{attention}": (lambda name=name, attention=attention: text(name, attention), (IDS, MASK), layers)
+        for name, layers in (("bert", 2), ("distilbert", 1), ("gpt2", 1))
         for attention in ("sdpa", "eager")
     },
-    "vit-sdpa": (lambda: vit("sdpa"), (IMAGE,), 2),
-    "vit-eager": (lambda: vit("eager"), (IMAGE,), 2),
-    "encoder": (Encoder, (STATES,), 2),
-    "encoder-padded": (Encoder, (STATES, MASK), 2),
+    "vit-sdpa": (lambda: vit("sdpa"), (IMAGE,), 1),
+    "vit-eager": (lambda: vit("eager"), (IMAGE,), 1),
+    "encoder": (Encoder, (STATES,), 1),
+    "encoder-padded": (Encoder, (STATES, MASK), 1),
     "cross": (lambda: CrossAttention(False), (STATES, OTHERS), 1),
     "cross-weights": (lambda: CrossAttention(True), (STATES, OTHERS), 1),
     "causal": (Causal, (STATES,), 1),

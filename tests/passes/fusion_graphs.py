@@ -50,6 +50,7 @@ def attention(
     value=VALUE,
     weights=WEIGHTS,
     output=OUTPUT,
+    width=32,
     inputs="",
     outputs="float[batch, seq, 32] y",
     opset=20,
@@ -69,7 +70,7 @@ def attention(
         o = MatMul(kept, v)
         {output}
         """,
-        inputs=f"float[batch, seq, 32] x{inputs and ', ' + inputs}",
+        inputs=f"float[batch, seq, {width}] x{inputs and ', ' + inputs}",
         outputs=outputs,
         opset=opset,
         **constants,

@@ -77,7 +77,7 @@ def bias_of_conv(node: ir.Node, opset: int) -> bool:
 
 
 def bias_of_matmul(node: ir.Node, opset: int) -> bool:
-    """MatMul of two matrices, and Add: Gemm."""
+    """MatMul of two matrices, and Add: Gemm. A stored bias has one axis, or ORT's quantizer stumbles."""
     del opset
     for at in (0, 1):
         maker, bias = only_maker(node, at), node.inputs[1 - at]
@@ -88,6 +88,11 @@ def bias_of_matmul(node: ir.Node, opset: int) -> bool:
             continue
         if any(a is None or a not in (1, b) for a, b in zip(reversed(added), (right[1], left[0]), strict=False)):
             continue
+        array = array_of(bias)
+        if array is not None and array.shape != (right[1],):
+            if array.size != right[1]:
+                continue
+            bias = constant(node, array.reshape(-1))
         return replace(node, "Gemm", [*maker.inputs, bias], name=maker.name)
     return False
 

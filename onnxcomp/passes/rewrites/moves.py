@@ -29,12 +29,12 @@ def reshape_of_view(node: ir.Node, opset: int) -> bool:
 
 
 def reshape_to_itself(node: ir.Node, opset: int) -> bool:
-    """Reshape to the shape that is there already."""
+    """Reshape to the shape that is there already; one size may be what is left."""
     del opset
     target, sizes = _target(node), sizes_of(node.inputs[0])
-    if target is None or sizes is None or target != sizes:
+    if target is None or sizes is None or len(target) != len(sizes) or target.count(-1) > 1:
         return False
-    return _becomes_input(node)
+    return all(new in (-1, old) for new, old in zip(target, sizes, strict=True)) and _becomes_input(node)
 
 
 def reshape_to_computed(node: ir.Node, opset: int) -> bool:
