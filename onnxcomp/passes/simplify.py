@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxcomp.errors import UnsupportedError
-from onnxcomp.inspect import all_nodes, constants, op_counts
+from onnxcomp.inspect import all_nodes, constants, content_key, op_counts
 from onnxcomp.passes import batchnorm, rewrites
 from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, drop_unused_initializers, option
 
@@ -53,13 +53,14 @@ class Simplify(Pass):
         return Effect(before != after, details)
 
 
-def simplify(model: ir.Model, *, constant_bytes: int) -> None:
-    """Run the rewrites in place."""
+def simplify(model: ir.Model, *, constant_bytes: int, trust_shapes: bool = False) -> None:
+    """Run the rewrites in place; `trust_shapes` where the shapes of inner values come from the exporter itself."""
     names = [node.name for node in all_nodes(model)]
     makers = _makers(model)
     try:
         common.RemoveInitializersFromInputsPass()(model)
-        drop_inner_shapes(model)  # what a file says about them may be wrong
+        if not trust_shapes:
+            drop_inner_shapes(model)  # what a file says about them may be wrong
         _rewrite(model, constant_bytes)
         drop_inner_shapes(model)
         _restore_names(model, {name for name in names if name}, makers, nodes=len(names))
@@ -96,12 +97,34 @@ def _rewrite(model: ir.Model, constant_bytes: int) -> None:
             break
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
-    common.DeduplicateInitializersPass()(model)
+    _merge_initializers(model)
     for graph in list(model.graphs()):  # onnx-ir looks at the main graph of a model only
         common.CommonSubexpressionEliminationPass()(ir.Model(graph, ir_version=model.ir_version))
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
     _drop_unused(model)
+
+
+def _merge_initializers(model: ir.Model) -> None:
+    """One for equal ones; single numbers take the shortest name, which all their users repeat."""
+    held = model.graph.initializers
+    shortest: dict[tuple[object, ...], str] = {}
+    for name, value in held.items():
+        if value.const_value is not None and value.const_value.size == 1:
+            key = content_key(value.const_value)
+            shortest[key] = min(shortest.get(key, name), name, key=lambda known: (len(known), known))
+    common.DeduplicateInitializersPass()(model)
+    for value in list(held.values()):
+        if (
+            value.const_value is None
+            or value.const_value.size != 1
+            or value.is_graph_output()
+            or value.is_graph_input()
+        ):
+            continue
+        shorter = shortest.get(content_key(value.const_value))
+        if shorter is not None and shorter not in held:
+            value.name = shorter
 
 
 def _drop_unused(model: ir.Model) -> None:

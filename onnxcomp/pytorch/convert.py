@@ -54,7 +54,7 @@ def convert(subject: Subject, opset: int, names: Sequence[str], *, serving: bool
     _name_axes(model, subject)
     if serving:
         _transpose_lazily(model)
-        simplify(model, constant_bytes=_FOLD)
+        simplify(model, constant_bytes=_FOLD, trust_shapes=True)
     drop_inner_shapes(model)
     _strip(model)
     model.metadata_props[PARAMETERS] = json.dumps(parameter_map(subject.program, model), sort_keys=True)

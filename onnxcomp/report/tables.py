@@ -94,8 +94,9 @@ def effect(found: Json) -> str:
             f"{text.size(stored['after'])}; {nodes['cast']} nodes compute in it, {nodes['kept']} in float32"
         )
     if "patterns" in found:
-        shares = [f"{n['fused']} of {n['found']} {what.replace('_', ' ')}" for what, n in found["patterns"].items()]
-        return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {', '.join(shares)}"
+        seen = {what.replace("_", " "): n for what, n in found["patterns"].items() if n["found"]}
+        shares = ", ".join(f"{n['fused']} of {n['found']} {what}" for what, n in seen.items())
+        return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {shares or 'nothing to fuse'}"
     if "nodes" in found:
         changes = [f"-{n} {op}" for op, n in found["removed"].items()]
         changes += [f"+{n} {op}" for op, n in found["added"].items()]

@@ -377,3 +377,13 @@ def test_equal_expressions_in_a_branch_merge(tmp_path):
         builders.save(proto, tmp_path / "m.onnx"), tmp_path / "o.onnx", [Simplify()], allow_larger=True
     )
     assert record.passes[0].effect["removed"] == {"ai.onnx::MatMul": 1}
+
+
+def test_equal_numbers_share_the_shortest_name(tmp_path):
+    nodes = [node("Div", "x a_long_name_of_a_scale", "a"), node("Pow", "a scale", "y")]
+    stored = [numpy_helper.from_array(np.float32(3), name) for name in ("a_long_name_of_a_scale", "scale")]
+    proto = builders.model(nodes, [builders.value("x", 2, 4)], [builders.value("y", 2, 4)], stored)
+    optimize_file(builders.save(proto, tmp_path / "m.onnx"), tmp_path / "o.onnx", [Simplify()])
+    made = onnx.load(tmp_path / "o.onnx").graph
+    assert [t.name for t in made.initializer] == ["scale"]
+    assert [n.input[1] for n in made.node] == ["scale", "scale"]

@@ -13,7 +13,7 @@ import math
 import onnx_ir as ir
 
 from onnxcomp.inspect import stored_origin
-from onnxcomp.passes.fusions.reading import Refusal, given, made_by, only_use, scalar
+from onnxcomp.passes.fusions.reading import Refusal, given, made_by, must_be_float32, only_use, scalar
 from onnxcomp.passes.fusions.size import integer
 from onnxcomp.passes.fusions.sizes import Sizes
 
@@ -79,8 +79,7 @@ def match(softmax: ir.Node, sizes: Sizes, opset: int) -> Attention:
         raise Refusal("the rank of the scores is not known to be 3 or 4")
     if integer(softmax, "axis", -1 if opset >= 13 else 1) not in (-1, len(over) - 1):
         raise Refusal("the softmax is not over the last axis")
-    if scores.dtype not in (None, ir.DataType.FLOAT):
-        raise Refusal(f"{str(scores.dtype).lower()}: ORT's CPU provider has float32 attention only")
+    must_be_float32(scores)
     product, guarded = _product(weights)
     scores, masks, replaced = _masks(scores)
     scores, scale = _unscaled(scores, inner=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.inspect import stored_origin
 from onnxcomp.passes.fusions.attention import MASKED
-from onnxcomp.passes.fusions.reading import scalar
+from onnxcomp.passes.fusions.reading import scalar, stored
 from onnxcomp.passes.fusions.size import ONE, integer
 from onnxcomp.passes.fusions.sizes import Sizes
 
@@ -17,9 +16,9 @@ _PASSED = {"Cast", "Expand", "Identity", "Unsqueeze"}
 
 def is_causal(mask: ir.Value, sizes: Sizes) -> bool:
     """Whether an added mask is 0 up to the diagonal and rules out what is beyond it."""
-    origin = stored_origin(mask)
-    if origin is not None:
-        return _is_stored(np.asarray(origin[1].numpy()))
+    tensor = stored(mask)
+    if tensor is not None:
+        return _is_stored(np.asarray(tensor.numpy()))
     node = mask.producer()
     if node is None or node.domain:
         return False
@@ -60,8 +59,8 @@ def _turned(answer: bool | None) -> bool | None:
 
 
 def _is_true(value: ir.Value | None) -> bool:
-    origin = stored_origin(value)
-    return origin is not None and origin[1].dtype == ir.DataType.BOOL and bool(origin[1].numpy().all())
+    tensor = stored(value)
+    return tensor is not None and tensor.dtype == ir.DataType.BOOL and bool(tensor.numpy().all())
 
 
 def _triangle(node: ir.Node, sizes: Sizes) -> bool | None:
@@ -74,10 +73,10 @@ def _triangle(node: ir.Node, sizes: Sizes) -> bool | None:
 
 
 def _is_one(value: ir.Value | None) -> bool:
-    """Whether every element is the same number and not 0."""
-    origin = stored_origin(value)
-    if origin is not None:
-        return bool((np.asarray(origin[1].numpy()) == 1).all())
+    """Whether every element is 1."""
+    tensor = stored(value)
+    if tensor is not None:
+        return bool((np.asarray(tensor.numpy()) == 1).all())
     node = None if value is None else value.producer()
     if node is None or node.domain:
         return False

@@ -9,10 +9,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxcomp.passes.fusions.reading import Refusal, given, made_by, only_use, scalar
+from onnxcomp.passes.fusions.reading import Refusal, given, made_by, must_be_float32, only_use, scalar
 from onnxcomp.passes.fusions.writer import Writer
 
 #: from here on Gelu is an operator of the default domain
@@ -20,6 +21,9 @@ _STANDARD_SINCE = 20
 
 #: of the approximation: tanh(_OUTER * (x + _CUBIC * x^3))
 _OUTER, _CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+#: how deep a product is taken apart
+_FAR = 6
 
 #: constants are written in float32, or with a few digits
 _TOLERANCE = 1e-5
@@ -49,17 +53,21 @@ def looks_like_gelu(node: ir.Node) -> bool:
     """An Erf, or a Tanh of something times the approximation's constant."""
     if node.domain or node.op_type not in ("Erf", "Tanh"):
         return False
-    return node.op_type == "Erf" or math.isclose(_factors(given(node.inputs[0])).constant, _OUTER, rel_tol=1e-3)
+    inner = given(node.inputs[0])
+    return node.op_type == "Erf" or any(
+        math.isclose(_factors(inner, v).constant, _OUTER, rel_tol=1e-3) for v in _operands(inner)
+    )
 
 
 def match(node: ir.Node) -> Gelu:
     """Read the pattern around an Erf or a Tanh. Raises Refusal."""
     x = _argument_of_erf(node) if node.op_type == "Erf" else _argument_of_tanh(node)
+    must_be_float32(x)
     user, _ = only_use(node.outputs[0]) or (None, 0)
     if user is None or user.op_type != "Add" or all(scalar(v) != 1 for v in user.inputs):
         raise Refusal(f"the {node.op_type.lower()} is not only added to 1")
     gate = value = user.outputs[0]
-    while not _factors(value).equals(0.5, x, gate):
+    while not _factors(value, x, gate).equals(0.5, x, gate):
         user, _ = only_use(value) or (None, 0)
         if user is None or user.domain or user.op_type not in ("Mul", "Div"):
             raise Refusal(f"1 + {node.op_type.lower()} is not multiplied by x / 2, or used elsewhere too")
@@ -80,45 +88,56 @@ def replace(found: Gelu, writer: Writer) -> None:
 
 
 def _argument_of_erf(node: ir.Node) -> ir.Value:
-    product = _factors(given(node.inputs[0]))
-    for x in product.values:
-        if product.equals(math.sqrt(0.5), x):
+    inner = given(node.inputs[0])
+    for x in _operands(inner):
+        if _factors(inner, x).equals(math.sqrt(0.5), x):
             return x
     raise Refusal("erf is not of x / sqrt 2")
 
 
 def _argument_of_tanh(node: ir.Node) -> ir.Value:
-    product = _factors(given(node.inputs[0]))
-    for total in product.values:
+    inner = given(node.inputs[0])
+    for total in _operands(inner):
         add = made_by(total, "Add")
         terms = () if add is None else tuple(map(given, add.inputs))
         for first, second in (terms, terms[::-1]) if terms else ():
-            cubic = _factors(second)
-            if product.equals(_OUTER, total) and cubic.equals(_CUBIC, first, first, first):
-                return first  # x + c * x^3
-            for x in product.values:  # x * (1 + c * x^2)
-                if scalar(first) == 1 and product.equals(_OUTER, x, total) and cubic.equals(_CUBIC, x, x):
+            # x plus a cubic term
+            if _factors(second, first).equals(_CUBIC, *[first] * 3) and _factors(inner, total).equals(_OUTER, total):
+                return first
+            # x times 1 plus a quadratic term
+            for x in _operands(second) if scalar(first) == 1 else ():
+                if _factors(second, x).equals(_CUBIC, x, x) and _factors(inner, total, x).equals(_OUTER, total, x):
                     return x
     raise Refusal("tanh is not of sqrt(2 / pi) * (x + 0.044715 * x^3)")
 
 
-def _factors(value: ir.Value) -> _Product:
-    """A tree of Mul, Div by a constant, and small powers, as one product."""
+def _operands(value: ir.Value, depth: int = _FAR) -> Iterator[ir.Value]:
+    """The value and what it is a product of, stored numbers left out."""
+    yield value
+    node = made_by(value, "Mul", "Div", "Pow")
+    if node is not None and depth:
+        for operand in node.inputs:
+            if operand is not None and scalar(operand) is None:
+                yield from _operands(operand, depth - 1)
+
+
+def _factors(value: ir.Value, *whole: ir.Value, depth: int = _FAR) -> _Product:
+    """A tree of Mul, Div by a constant, and small powers, as one product; `whole` values are not taken apart."""
     number = scalar(value)
     if number is not None:
         return _Product(number, collections.Counter())
-    node = made_by(value, "Mul", "Div", "Pow")
+    node = made_by(value, "Mul", "Div", "Pow") if value not in whole and depth else None
     if node is None:
         return _Product(1.0, collections.Counter([value]))
     left, right = map(given, node.inputs)
     number = scalar(right)
     if node.op_type == "Mul":
-        a, b = _factors(left), _factors(right)
+        a, b = _factors(left, *whole, depth=depth - 1), _factors(right, *whole, depth=depth - 1)
         return _Product(a.constant * b.constant, a.values + b.values)
     if node.op_type == "Div" and number:
-        a = _factors(left)
+        a = _factors(left, *whole, depth=depth - 1)
         return _Product(a.constant / number, a.values)
     if node.op_type == "Pow" and number in (2.0, 3.0):
-        a, times = _factors(left), int(number)
+        a, times = _factors(left, *whole, depth=depth - 1), int(number)
         return _Product(a.constant**times, collections.Counter({v: n * times for v, n in a.values.items()}))
     return _Product(1.0, collections.Counter([value]))

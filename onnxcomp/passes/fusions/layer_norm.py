@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.inspect import stored_origin
-from onnxcomp.passes.fusions.reading import Refusal, given, made_by, only_use, scalar
+from onnxcomp.passes.fusions.reading import Refusal, given, made_by, must_be_float32, only_use, scalar, stored
 from onnxcomp.passes.fusions.size import Size, integer
 from onnxcomp.passes.fusions.sizes import Sizes
 from onnxcomp.passes.fusions.writer import Writer
@@ -22,11 +22,12 @@ _SINCE = 17
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
-    """What was found: `output` is the layer normalization of `x`."""
+    """What was found: `output` is the layer normalization of `x`, whose last axis has the size `width`."""
 
     x: ir.Value
+    width: int
     output: ir.Value
-    scale: ir.Value
+    scale: ir.Value | None
     bias: ir.Value | None
     epsilon: float
 
@@ -48,18 +49,21 @@ def match(root: ir.Node, sizes: Sizes, opset: int) -> LayerNorm:
     if len(difference) != 2 or _averaged(difference[1], sizes) is not difference[0]:
         raise Refusal("what is squared is not the difference from the mean")
     normalized, x = _normalized(root.outputs[0], difference), difference[0]
-    scaled, scale = _applied(normalized, "Mul", x, sizes)
-    if scale is None:
-        raise Refusal("it is not scaled by a stored vector as long as the last axis")
-    output, bias = _applied(scaled, "Add", x, sizes)
-    return LayerNorm(x, output, scale, bias, epsilon)
+    must_be_float32(x)
+    dims = sizes.of(x)
+    if not dims or dims[-1].number is None:
+        raise Refusal("the size of the last axis is not a constant")
+    scaled, scale = _applied(normalized, "Mul", dims[-1])
+    output, bias = _applied(scaled, "Add", dims[-1])
+    return LayerNorm(x, dims[-1].number, output, scale, bias, epsilon)
 
 
 def replace(found: LayerNorm, writer: Writer) -> None:
     """Put the operator in the place of what was found."""
     before = found.output.producer()
     assert before is not None
-    inputs = [found.x, found.scale] if found.bias is None else [found.x, found.scale, found.bias]
+    scale = found.scale or writer.constant(np.ones(found.width, np.float32))
+    inputs = [found.x, scale] if found.bias is None else [found.x, scale, found.bias]
     (made,) = writer.add(before, "LayerNormalization", inputs, {"axis": -1, "epsilon": found.epsilon})
     writer.call(made, before)
     writer.take_over(found.output, made)
@@ -112,13 +116,12 @@ def _normalized(root: ir.Value, difference: tuple[ir.Value, ...]) -> ir.Value:
     return user.outputs[0]
 
 
-def _applied(value: ir.Value, op_type: str, x: ir.Value, sizes: Sizes) -> tuple[ir.Value, ir.Value | None]:
+def _applied(value: ir.Value, op_type: str, width: Size) -> tuple[ir.Value, ir.Value | None]:
     """(the result, the stored vector) where the value's only use is to be multiplied with or added to one."""
     user, index = only_use(value) or (None, 0)
-    dims = sizes.of(x)
-    if user is not None and user.op_type == op_type and not user.domain and dims:
+    if user is not None and user.op_type == op_type and not user.domain:
         other = user.inputs[1 - index]
-        origin = stored_origin(other)
-        if origin is not None and other is origin[0] and tuple(map(Size, origin[1].shape.numpy())) == dims[-1:]:
+        tensor = stored(other)
+        if tensor is not None and tuple(map(Size, tensor.shape.numpy())) == (width,):
             return user.outputs[0], other
     return value, None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcomp.passes.fusions.attention import Attention
 from onnxcomp.passes.fusions.causal import is_causal, keeps_lower
-from onnxcomp.passes.fusions.finite import is_finite
+from onnxcomp.passes.fusions.finite import is_finite, largest
 from onnxcomp.passes.fusions.reading import Refusal, given, made_by
 from onnxcomp.passes.fusions.size import ONE, Dims
 from onnxcomp.passes.fusions.sizes import Sizes
@@ -32,9 +32,11 @@ class Mask:
             return is_causal(self.value, sizes)
         return keeps_lower(self.value, sizes) is self.keeps
 
-    def is_finite(self) -> bool:
-        """Whether it is proven that no weight becomes NaN by it."""
-        return is_finite(self.value) if self.constant is None else bool(np.isfinite(self.constant))
+    def is_finite(self, *, alone: bool) -> bool:
+        """Whether it is proven to be finite, and so is its sum with others of this kind if it is not `alone`."""
+        if self.constant is not None:
+            return alone and bool(np.isfinite(self.constant))
+        return is_finite(self.value) if alone else largest(self.value) is not None
 
 
 def masks_of(found: Attention, full: Dims, sizes: Sizes) -> list[Mask]:

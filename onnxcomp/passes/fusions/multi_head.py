@@ -133,7 +133,7 @@ def replace(found: Attention, writer: Writer) -> None:
         attributes["unidirectional"] = 1
     (made,) = writer.add(before, "MultiHeadAttention", inputs, attributes, domain=DOMAIN)
     writer.call(made, found.softmax)
-    if found.guarded and not causal and not all(mask.is_finite() for mask in masks):
+    if found.guarded and not causal and not all(mask.is_finite(alone=len(masks) == 1) for mask in masks):
         (bad,) = writer.add(before, "IsNaN", [made])
         (made,) = writer.add(before, "Where", [bad, writer.constant(np.asarray(0, np.float32)), made])
     _lead_out(made, way_out, value, writer, before)
@@ -170,10 +170,10 @@ def _way_out(product: ir.Value, full: Dims, head_size: Size, sizes: Sizes) -> _W
     view = View(product, ((*batch, *heads), rows, last) if merged else (batch, heads, rows, last), {})
     both = (*heads, *last)
     goals = {
-        (batch, rows, both): (False, False),
         (rows, batch, both): (True, False),
-        ((*batch, *rows), both): (False, True),
         ((*rows, *batch), both): (True, True),
+        (batch, rows, both): (False, False),  # where one of them is 1, nothing need move
+        ((*batch, *rows), both): (False, True),
     }
     value = product
     while view.axes not in goals:

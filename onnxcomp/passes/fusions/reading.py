@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.inspect import stored_origin
-
 
 class Refusal(Exception):  # noqa: N818 - it is an answer, not an error
     """Why a pattern that looks right is not fused."""
@@ -30,9 +28,20 @@ def only_use(value: ir.Value) -> tuple[ir.Node, int] | None:
     return uses[0] if len(uses) == 1 and not value.is_graph_output() else None
 
 
+def must_be_float32(value: ir.Value) -> None:
+    """Raises Refusal for another type; one that is not known is left to ORT, which loads the result."""
+    if value.dtype not in (None, ir.DataType.FLOAT):
+        raise Refusal(f"{str(value.dtype).lower()}: ORT's CPU provider is sure to have the operator for float32 only")
+
+
 def scalar(value: ir.Value | None) -> float | None:
-    """The number in a stored tensor of one element."""
-    origin = stored_origin(value)
-    if origin is None or origin[1].size != 1 or not origin[1].dtype.is_floating_point():
+    """The number in a stored float tensor of one element."""
+    tensor = stored(value)
+    if tensor is None or tensor.size != 1 or not tensor.dtype.is_floating_point():
         return None
-    return float(np.asarray(origin[1].numpy(), dtype=np.float64).reshape(()))
+    return float(np.asarray(tensor.numpy(), dtype=np.float64).reshape(()))
+
+
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer, nothing computed from one."""
+    return None if value is None or value.producer() is not None else value.const_value

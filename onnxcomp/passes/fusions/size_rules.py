@@ -105,12 +105,16 @@ def _slice(sizes: Sizes, node: ir.Node) -> Sequence[Dims] | None:
     starts, ends = (sizes.numbers(v) for v in node.inputs[1:3]) if len(node.inputs) > 2 else (None, None)
     axes = sizes.constants(node.inputs[3]) if len(node.inputs) > 3 else None
     steps = sizes.constants(node.inputs[4]) if len(node.inputs) > 4 else None
-    if starts is None or ends is None:
+    if starts is None or ends is None or (axes, steps).count(None) != (_absent(node, 3), _absent(node, 4)).count(True):
         return None
     for i, axis in enumerate(axes or range(len(starts))):
         step = steps[i] if steps is not None else 1
         dims[axis % len(dims)] = _sliced(sizes, dims[axis % len(dims)], starts[i], ends[i], step)
     return [tuple(dims)]
+
+
+def _absent(node: ir.Node, index: int) -> bool:
+    return len(node.inputs) <= index or node.inputs[index] is None
 
 
 def _sliced(sizes: Sizes, size: Size, start: Size, end: Size, step: int) -> Size:

@@ -25,6 +25,9 @@ class Part:
     inner: Size
 
 
+#: moves in a row that are followed
+_LONGEST = 16
+
 #: one entry per axis: its parts from the outermost to the innermost; an axis of size 1 has none
 Axes = tuple[tuple[Part, ...], ...]
 
@@ -52,7 +55,7 @@ def views(value: ir.Value, sizes: Sizes) -> Iterator[View]:
     """`value` as seen from itself, from what it was made of, and so on, while elements only move."""
     chain: list[ir.Value] = []
     source: ir.Value | None = value
-    while source is not None:
+    while source is not None and len(chain) <= _LONGEST:
         dims = sizes.of(source)
         if dims is not None:
             view: View | None = View(source, identity(dims), {})

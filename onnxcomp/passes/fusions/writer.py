@@ -22,9 +22,7 @@ class Writer:
         self._model, self._graph, self.sizes = model, graph, sizes
         self._constants: dict[tuple[object, ...], ir.Value] = {}
         self._made: dict[tuple[object, ...], Sequence[ir.Value]] = {}
-        nodes = list(all_nodes(model))
-        self._names = {node.name for node in nodes} | {value.name for node in nodes for value in node.outputs}
-        self._names |= {name for any_graph in model.graphs() for name in any_graph.initializers}
+        self._names: set[str | None] = set()
 
     @property
     def opset(self) -> int:
@@ -118,6 +116,10 @@ class Writer:
             node.metadata_props[MODULE] = after.metadata_props[MODULE]
 
     def _fresh(self, what: str) -> str:
+        if not self._names:
+            for node in all_nodes(self._model):
+                self._names |= {node.name, *(value.name for value in node.outputs)}
+            self._names |= {name for graph in self._model.graphs() for name in graph.initializers}
         name = next(n for i in itertools.count() if (n := f"fused.{what}.{i}") not in self._names)
         self._names.add(name)
         return name
