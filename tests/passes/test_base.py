@@ -29,6 +29,6 @@ def test_a_node_a_module_and_all_below_it(model):
 
 def test_a_module_is_not_a_prefix_of_letters(model):
     assert named(model, ["head"]) == {"head": ["head"]}
-    with pytest.raises(UsageError, match="no node or module 'body.1'") as caught:
+    with pytest.raises(UsageError, match=r"no node or module 'body\.1'") as caught:
         named(model, ["body.1"])
     assert "body.10" in caught.value.hint
