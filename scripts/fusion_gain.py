@@ -10,8 +10,11 @@ choose among them. Both files are simplified. Needs the extras 'cpu' and 'hf'.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import multiprocessing
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +87,16 @@ def export(name: str, path: Path) -> None:
     with torch.no_grad():
         for parameter in module.parameters():  # fresh biases are 0, and would be simplified away
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    program = torch.onnx.export(
-        module, arguments, dynamo=True, opset_version=20, dynamic_shapes=tuple(axes.values()), input_names=list(axes)
-    )
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            arguments,
+            dynamo=True,
+            opset_version=20,
+            dynamic_shapes=tuple(axes.values()),
+            input_names=list(axes),
+        )
     program.save(path)
 
 
