@@ -157,10 +157,10 @@ def test_the_layer_keeps_its_name_and_module(tmp_path):
 
 def test_heads_are_neither_parted_nor_joined(tmp_path):
     proto, effect, _ = fused(attention(), tmp_path)
-    assert ops(proto) == ["MultiHeadAttention"]
+    assert ops(proto) == ["MultiHeadAttention", "Reshape"]
     assert list(proto.graph.node[0].input) == ["x", "x", "x"]
     assert attributes(proto.graph.node[0]) == {"num_heads": 4, "scale": pytest.approx(8**-0.5)}
-    assert effect["nodes"]["after"] == 1
+    assert effect["nodes"]["after"] == 2
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_query_and_key_may_be_scaled_too(tmp_path):
     proto = attention(query=query, key=key, value="v = Identity(plain)", two=np.float32(2), four=np.float32(4))
     proto, _, _ = fused(proto, tmp_path)
     assert attributes(the(proto, "MultiHeadAttention"))["scale"] == pytest.approx(0.5 * 8**-0.5)
-    assert ops(proto) == ["MultiHeadAttention"]
+    assert ops(proto) == ["MultiHeadAttention", "Reshape"]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_the_guard_moves_behind_the_operator_where_one_may(scores, inputs, tmp_p
     """Rows with every key masked are 0 before and after."""
     source = builders.save(attention(scores, weights=GUARD, inputs=inputs), tmp_path / "m.onnx")
     proto, _, _ = fused(onnx.load(source), tmp_path)
-    assert ops(proto)[-3:] == ["MultiHeadAttention", "IsNaN", "Where"]
+    assert ops(proto)[-4:] == ["MultiHeadAttention", "IsNaN", "Where", "Reshape"]
     given = feeds(source, SIZES[1])
     name = "keep" if "keep" in given else "mask"
     given[name][...] = given[name] > 0
@@ -322,7 +322,7 @@ COUNTED = """
 def test_a_causal_mask_becomes_the_operators_own(scores, tmp_path):
     constants = {"one_": np.int64(1), "zero_": np.int64(0)}
     proto, _, _ = fused(attention(scores, **constants), tmp_path)
-    assert ops(proto) == ["MultiHeadAttention"]
+    assert ops(proto) == ["MultiHeadAttention", "Reshape"]
     assert attributes(proto.graph.node[0])["unidirectional"] == 1
 
 
@@ -422,7 +422,7 @@ def test_a_query_that_is_changed_between_is_joined_again(tmp_path):
     """
     proto = attention(query=query, value="v = Identity(plain)", inputs="float[batch, 1, seq, 8] angles")
     proto, _, _ = fused(proto, tmp_path)
-    assert ops(proto) == ["Reshape", "Transpose", "Mul", "Transpose", "Reshape", "MultiHeadAttention"]
+    assert ops(proto) == ["Reshape", "Transpose", "Mul", "Transpose", "Reshape", "MultiHeadAttention", "Reshape"]
 
 
 def test_heads_that_leave_apart_are_parted_again(tmp_path):
@@ -508,7 +508,7 @@ def test_attention_in_a_branch(tmp_path):
 def test_attention_at_opset_12(tmp_path):
     """Softmax then counts from a first axis on, Split and Unsqueeze have attributes."""
     proto, _, _ = fused(attention(opset=12), tmp_path)
-    assert ops(proto) == ["MultiHeadAttention"]
+    assert ops(proto) == ["MultiHeadAttention", "Reshape"]
     old = attention(opset=12)
     the(old, "Softmax").attribute[0].i = 1
     assert "not over the last axis" in refused(old, tmp_path)

@@ -196,6 +196,11 @@ def _lead_out(made: ir.Value, way_out: _WayOut, value: Heads, writer: Writer, be
     target, sequence_first, flat = way_out
     if sequence_first:
         made = writer.transposed(made, (1, 0, 2), before)
+    width = value.heads * value.head_size.factor
     if flat:
-        (made,) = writer.add(before, "Reshape", [made, writer.integers(-1, value.heads * value.head_size.factor)])
+        (made,) = writer.add(before, "Reshape", [made, writer.integers(-1, width)])
+    elif not sequence_first:
+        # to the same shape, but ORT no longer knows the batch, and so does not fuse SkipLayerNormalization,
+        # which on CPUs costs more than the rest gains; see `base.drop_inner_shapes`
+        (made,) = writer.add(before, "Reshape", [made, writer.integers(-1, 0, width)])
     writer.take_over(target, made)
