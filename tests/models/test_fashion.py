@@ -98,7 +98,7 @@ def test_a_cut_file_is_refused(folder, keep):
         fashion.data(folder)
 
 
-@pytest.mark.parametrize("content", [b"<html>", gzip.compress(b"0" * 99)[:20]])
+@pytest.mark.parametrize("content", [b"<html>", gzip.compress(b"0" * 99)[:20]], ids=["page", "cut"])
 def test_what_is_no_gzip_is_refused(folder, content):
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(content)
     with pytest.raises(DataError, match="gzip"):

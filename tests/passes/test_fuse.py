@@ -8,6 +8,7 @@ import builders
 import fusion_exports
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from fusion_graphs import GUARD, LOWEST, attention, graph
 from onnx import TensorProto, helper
@@ -423,6 +424,20 @@ def test_a_query_that_is_changed_between_is_joined_again(tmp_path):
     proto = attention(query=query, value="v = Identity(plain)", inputs="float[batch, 1, seq, 8] angles")
     proto, _, _ = fused(proto, tmp_path)
     assert ops(proto) == ["Reshape", "Transpose", "Mul", "Transpose", "Reshape", "MultiHeadAttention", "Reshape"]
+
+
+def test_ort_does_not_fuse_skip_layer_normalization(tmp_path):
+    """It knows the sizes behind the operator, and would; on CPUs that costs more than the fusion gains."""
+    output = f"{OUTPUT} r = Add(x, y)\n z = LayerNormalization(r, gain, gain)"
+    proto = attention(output=output, outputs="float[batch, seq, 32] z", gain=np.ones(32, np.float32))
+    fused(proto, tmp_path)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(tmp_path / "o.onnx", options)
+    found = ops(onnx.load(tmp_path / "optimized.onnx"))
+    assert "MultiHeadAttention" in found
+    assert "SkipLayerNormalization" not in found
 
 
 def test_heads_that_leave_apart_are_parted_again(tmp_path):
