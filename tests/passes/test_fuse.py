@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from fusion_graphs import GUARD, LOWEST, attention, graph
+from fusion_graphs import GUARD, LOWEST, OUTPUT, attention, graph
 from onnx import TensorProto, helper
 
 from onnxcomp import inspect, worker

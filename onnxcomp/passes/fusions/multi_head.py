@@ -202,5 +202,5 @@ def _lead_out(made: ir.Value, way_out: _WayOut, value: Heads, writer: Writer, be
     elif not sequence_first:
         # to the same shape, but ORT no longer knows the batch, and so does not fuse SkipLayerNormalization,
         # which on CPUs costs more than the rest gains; see `base.drop_inner_shapes`
-        (made,) = writer.add(before, "Reshape", [made, writer.integers(0, 0, width)])
+        (made,) = writer.add(before, "Reshape", [made, writer.integers(-1, 0, width)])
     writer.take_over(target, made)
