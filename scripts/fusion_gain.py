@@ -59,7 +59,7 @@ def main() -> None:
                     seed=0,
                 ).to_json(samples=False)
                 table.add_row(Path(name).stem, f"{batch} x {length}", *row(done))
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def inputs(path: Path) -> tuple[models.InputSpec, ...]:
