@@ -69,7 +69,10 @@ def capture(module: nn.Module, inputs: Sequence[Input]) -> Subject:
             cause = refusal(error)
             if recurrent or "Constraints violated" not in cause.message:
                 raise cause from error
-            program = torch.export.export(module, (), kwargs=arrays, dynamic_shapes=guessed, strict=False)
+            try:
+                program = torch.export.export(module, (), kwargs=arrays, dynamic_shapes=guessed, strict=False)
+            except Exception as second:
+                raise cause from second
             if _frozen(program, inputs):
                 raise cause from error
     return _subject(program, inputs, lambda feeds: module(**_tensors(feeds)))
