@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "passes.rules": {"onnxscript"},
     "passes.simplify": {"onnx_ir", "onnxscript"},
     "passes.cast": {"onnx_ir", "numpy", "onnx"},
+    "passes.adapters": {"onnx_ir", "numpy", "onnx"},
     "passes.opset": {"onnx_ir", "onnxscript"},
     "passes.prune": {"onnx_ir", "numpy"},
     "passes.quantize": {"onnx_ir", "numpy", "onnxruntime"},

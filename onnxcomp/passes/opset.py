@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+from collections.abc import Iterator
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from onnxcomp.errors import UnsupportedError, UsageError
 from onnxcomp.inspect import all_nodes
-from onnxcomp.passes.base import Context, Effect, Pass, muted, option, transplant
+from onnxcomp.passes import adapters
+from onnxcomp.passes.base import Context, Effect, Pass, option, transplant
 
 #: what both the converters and ORT 1.28 and later take
 _OLDEST, _NEWEST = 7, 23
@@ -35,21 +39,68 @@ class UpgradeOpset(Pass):
 
 def upgrade(model: ir.Model, opset: int) -> bool:
     """Raise to at least `opset` in place; whether anything was to do."""
-    from onnxscript import version_converter
-
     before = model.opset_imports.get("")
     if before is None or before >= opset:
         return False
     trial = model.clone()
-    try:
-        with muted("onnxscript"):
-            version_converter.convert_version(trial, opset, fallback=True)
-    except (ir.passes.PassError, ir.serde.SerdeError, ValueError, KeyError, RuntimeError) as error:
-        raise _refusal(model, opset, f": {error.__cause__ or error}") from error
-    if trial.opset_imports.get("", 0) < opset:  # the converter logs its failures and changes nothing
-        raise _refusal(model, opset, "")
+    names = [value.name or "" for value in trial.graph.outputs]
+    cut = adapters.take_off_maps(trial)
+    adapters.prepare(trial, opset)
+    if opset >= adapters.RESIZE and adapters.has_old_resize(trial):
+        enlarges = adapters.enlarges_only(trial)
+        _convert(trial, adapters.RESIZE)
+        adapters.mend_resize(trial, enlarges=enlarges)
+    _convert(trial, opset)
+    if cut:
+        adapters.put_on_maps(trial, cut, names)
+    trial.ir_version = max(model.ir_version, adapters.ir_version(opset))
     transplant(model, trial)
     return True
+
+
+def _convert(model: ir.Model, opset: int) -> None:
+    """Run onnxscript's converter in place, and onnx's below opset 18. Raises UnsupportedError with their reason."""
+    from onnxscript import version_converter
+
+    reasons = _Reasons()
+    try:
+        with _listening(reasons):
+            version_converter.convert_version(model, opset, fallback=True)
+    except (ir.passes.PassError, ir.serde.SerdeError, ValueError, KeyError, RuntimeError) as error:
+        raise _refusal(model, opset, f": {error.__cause__ or error}") from error
+    if reasons.found or model.opset_imports.get("", 0) < opset:
+        raise _refusal(model, opset, "".join(f": {reason}" for reason in reasons.found[:1]))
+
+
+class _Reasons(logging.Handler):
+    """The converters log their failures and change nothing, or leave a node as it was."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            self.found.append(str(error))
+        elif record.getMessage().startswith("Skipping"):
+            self.found.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _listening(handler: logging.Handler) -> Iterator[None]:
+    """Give what onnxscript logs to `handler` instead of the terminal."""
+    logger = logging.getLogger("onnxscript")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _refusal(model: ir.Model, opset: int, why: str) -> UnsupportedError:
