@@ -13,41 +13,53 @@ import real_data
 from conftest import SHARED
 
 from onnxcomp.errors import OnnxcompError
-from onnxcomp.passes import CastFloat, PruneMagnitude, QuantizeDynamic, QuantizeStatic, Simplify
+from onnxcomp.model import load
+from onnxcomp.passes import (
+    CastFloat,
+    Fuse,
+    PruneMagnitude,
+    QuantizeDynamic,
+    QuantizeStatic,
+    Simplify,
+    UpgradeOpset,
+)
 from onnxcomp.pipeline import optimize_file, verify
 
+#: column -> its passes, and what `optimize_file` is told besides
 STEPS = {
-    "simplify": Simplify(),
-    "quantize-dynamic": QuantizeDynamic(),
-    "quantize-static": QuantizeStatic(),
-    "prune-magnitude": PruneMagnitude(sparsity=0.3),
-    "cast-float": CastFloat(),
+    "simplify": ([Simplify()], {}),
+    "quantize-dynamic": ([QuantizeDynamic()], {}),
+    "quantize-static": ([QuantizeStatic()], {}),
+    "prune-magnitude": ([PruneMagnitude(sparsity=0.3)], {}),
+    "cast-float": ([CastFloat()], {}),
+    "fuse": ([Simplify(), Fuse()], {"allow_no_effect": ["simplify"]}),
+    "upgrade-opset": ([UpgradeOpset(opset=17), Simplify()], {"allow_no_effect": ["simplify"], "allow_larger": True}),
 }
 
-#: model -> outcome of simplify, quantize-dynamic, quantize-static, prune-magnitude, cast-float
+#: model -> outcome of each column, in the order of `STEPS`
 EXPECTED: dict[str, str] = {
-    "basic_pitch_nmp": "ok NoEffectError ok ok ok",
-    "dtln_model_1": "ok ok ok ok ok",
-    "dtln_model_2": "ok ok ok ok ok",
-    "lightgbm": "ok NoEffectError NoEffectError NoEffectError NoEffectError",
-    "logreg_iris": "NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError",
-    "magika_standard_v3_3": "ok ok ok ok ok",
-    "mlperftiny_ad_autoencoder": "ok ok ok ok ok",
-    "mlperftiny_resnet8_cifar10": "ok ok ok ok ok",
-    "mnist_cntk": "ok ok ok ok ok",
-    "osf_mnv3_detection_opt": "ok NoEffectError UnsupportedError ok ok",
-    "silero_vad_16k_op15": "ok NoEffectError ok ok ok",
-    "snips_transformer": "NoEffectError ok ok ok ok",
-    "superres_prepost_op18": "UnsupportedError UnsupportedError UnsupportedError UnsupportedError UnsupportedError",
-    "tract_qlstm_3-2-3_T3_S1": "ok UnsupportedError UnsupportedError NoEffectError NoEffectError",
-    "tract_xgboost_classifier_tree": "NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError",
-    "tribuo_lr_mnist": "ok NoEffectError NoEffectError NoEffectError NoEffectError",
-    "tribuo_tinybert": "ok ok ok ok ok",
-    "ultraface_RFB_320": "ok NoEffectError ok ok ok",
-    "vespa_custom_similarity": "NoEffectError ok ok ok ok",
-    "winml_SqueezeNet_fp16": "ok UnsupportedError UnsupportedError ok NoEffectError",
-    "yolox_nano": "ok NoEffectError ok ok ok",
-    "yunet_n_320_320": "ok NoEffectError ok ok ok",
+    "basic_pitch_nmp": "ok NoEffectError ok ok ok NoEffectError ok",
+    "dtln_model_1": "ok ok ok ok ok NoEffectError ok",
+    "dtln_model_2": "ok ok ok ok ok NoEffectError ok",
+    "lightgbm": "ok NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError ok",
+    "logreg_iris": 7 * "NoEffectError ",
+    "magika_standard_v3_3": "ok ok ok ok ok ok ok",
+    "mlperftiny_ad_autoencoder": "ok ok ok ok ok NoEffectError ok",
+    "mlperftiny_resnet8_cifar10": "ok ok ok ok ok NoEffectError ok",
+    "mnist_cntk": "ok ok ok ok ok NoEffectError ok",
+    "osf_mnv3_detection_opt": "ok NoEffectError UnsupportedError ok ok NoEffectError ok",
+    "silero_vad_16k_op15": "ok NoEffectError ok ok ok NoEffectError ok",
+    "snips_transformer": "NoEffectError ok ok ok ok ok NoEffectError",
+    "superres_prepost_op18": 7 * "UnsupportedError ",
+    "tract_qlstm_3-2-3_T3_S1": "ok UnsupportedError UnsupportedError NoEffectError NoEffectError NoEffectError ok",
+    "tract_xgboost_classifier_tree": 7 * "NoEffectError ",
+    "tribuo_lr_mnist": "ok NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError ok",
+    "tribuo_tinybert": "ok ok ok ok ok ok ok",
+    "ultraface_RFB_320": "ok NoEffectError ok ok ok NoEffectError ok",
+    "vespa_custom_similarity": "NoEffectError ok ok ok ok NoEffectError ok",
+    "winml_SqueezeNet_fp16": "ok UnsupportedError UnsupportedError ok NoEffectError NoEffectError ok",
+    "yolox_nano": "ok NoEffectError ok ok ok NoEffectError ok",
+    "yunet_n_320_320": "ok NoEffectError ok ok ok NoEffectError ok",
 }
 
 #: samples that calibrate and judge; enough for a result, few enough for a test
@@ -59,16 +71,19 @@ def outcome(name: str, step: str, folder: Path) -> str:
     arrays, _ = real_data.samples(name, SHARED)
     arrays = {key: value[:COUNT] for key, value in arrays.items() if key != "labels"}
     output = folder / "out.onnx"
+    passes, options = STEPS[step]
     try:
-        record = optimize_file(source, output, [STEPS[step]], data=arrays, batch_size=4)
+        record = optimize_file(source, output, passes, data=arrays, batch_size=4, **options)
     except OnnxcompError as error:
         left = [path.name for path in folder.iterdir()]
         return type(error).__name__ + (f", and left {left}" if left else "")
     verify(output)
     assert record.fidelity is not None
-    if step == "simplify":
+    if step in ("simplify", "fuse", "upgrade-opset"):
         assert record.equivalence is not None
         assert record.equivalence <= 1e-5
+    if step == "upgrade-opset":
+        assert load(output).opset_imports[""] == 17
     if step == "cast-float":
         assert record.equivalence is not None
         assert record.size_ratio < 0.75
