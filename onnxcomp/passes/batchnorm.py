@@ -41,7 +41,7 @@ class FoldBatchNorm(Pass):
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """See the class."""
-        common.RemoveInitializersFromInputsPass()(model)
+        make_constants(model)
         folded, left = fold(model)
         for node, reason in left:
             context.note(reason, node)
@@ -51,6 +51,13 @@ class FoldBatchNorm(Pass):
             "skipped": [{"node": node, "reason": reason} for node, reason in left],
         }
         return Effect(folded > 0, details)
+
+
+def make_constants(model: ir.Model) -> None:
+    """Take initializers off the graph's inputs, which IR 3 does not allow: such a model becomes IR 4."""
+    common.RemoveInitializersFromInputsPass()(model)
+    if model.graph.initializers:
+        model.ir_version = max(model.ir_version, 4)
 
 
 def fold(model: ir.Model) -> tuple[int, list[tuple[str, str]]]:

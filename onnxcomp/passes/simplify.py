@@ -58,10 +58,10 @@ def simplify(model: ir.Model, *, constant_bytes: int, trust_shapes: bool = False
     names = [node.name for node in all_nodes(model)]
     makers = _makers(model)
     try:
-        common.RemoveInitializersFromInputsPass()(model)
+        batchnorm.make_constants(model)
         if not trust_shapes:
             drop_inner_shapes(model)  # what a file says about them may be wrong
-        _rewrite(model, constant_bytes)
+        _rewrite(model, constant_bytes, makers)
         drop_inner_shapes(model)
         _restore_names(model, {name for name in names if name}, makers, nodes=len(names))
     except (
@@ -80,7 +80,8 @@ def simplify(model: ir.Model, *, constant_bytes: int, trust_shapes: bool = False
         ) from error
 
 
-def _rewrite(model: ir.Model, constant_bytes: int) -> None:
+def _rewrite(model: ir.Model, constant_bytes: int, makers: dict[str, str]) -> None:
+    """All rules, until nothing changes; for `makers` see `_fold_normalizations`."""
     from onnxscript import optimizer
     from onnxscript.rewriter import RewritePass
 
@@ -89,7 +90,7 @@ def _rewrite(model: ir.Model, constant_bytes: int) -> None:
     common.InlinePass()(model)
     for _ in range(_ROUNDS):
         folded = optimizer.fold_constants_ir(model, onnx_shape_inference=True, output_size_limit=constant_bytes)
-        normalizations, _ = batchnorm.fold(model)
+        normalizations = _fold_normalizations(model, makers)
         rewritten = RewritePass(rules())(model)
         ours = rewrites.rewrite(model)
         _drop_unused(model)
@@ -103,6 +104,20 @@ def _rewrite(model: ir.Model, constant_bytes: int) -> None:
     common.OutputFixPass()(model)
     common.NameFixPass()(model)
     _drop_unused(model)
+
+
+def _fold_normalizations(model: ir.Model, makers: dict[str, str]) -> int:
+    """Fold, and let `makers` name the node that a BatchNormalization went into as maker of its output."""
+    known = set(makers.values())
+    called = {
+        node: node.name if node.name in known else makers.get(node.outputs[0].name or "")
+        for node in all_nodes(model)
+        if node.outputs
+    }
+    folded, _ = batchnorm.fold(model)
+    if folded:
+        makers |= {n.outputs[0].name or "": called.get(n) or "" for n in all_nodes(model) if n.outputs}
+    return folded
 
 
 def _merge_initializers(model: ir.Model) -> None:

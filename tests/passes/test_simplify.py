@@ -73,6 +73,40 @@ def test_names_of_an_unnamed_graph_are_not_invented(tmp_path):
     assert {n.name for n in onnx.load(tmp_path / "o.onnx").graph.node} == {""}
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_a_node_keeps_its_name_when_a_normalization_is_folded_and_a_rule_writes_it_anew(between, tmp_path):
+    zeros = np.zeros(4, np.float32)  # a bias that a rule takes off, with a new Conv
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "zeros"], ["c"], name="conv"),
+        helper.make_node("Identity", ["c"], ["i"], name="identity"),
+        helper.make_node("BatchNormalization", ["i" if between else "c", "s", "b", "m", "v"], ["n"], name="norm"),
+        helper.make_node("Relu", ["n"], ["y"], name="relu"),
+    ]
+    stored = {"w": floats(4, 3, 1, 1), "zeros": zeros, "s": floats(4), "b": zeros, "m": zeros, "v": floats(4, seed=2)}
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [builders.value("x", "n", 3, 5, 5)],
+            [builders.value("y", "n", 4, 5, 5)],
+            [numpy_helper.from_array(array, name) for name, array in stored.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    optimize_file(builders.save(proto, tmp_path / "m.onnx"), tmp_path / "o.onnx", [Simplify()])
+    found = {n.op_type: n.name for n in onnx.load(tmp_path / "o.onnx").graph.node}
+    assert found == {"Conv": "conv", "Relu": "relu"}
+
+
+def test_a_model_of_ir_3_becomes_one_that_may_keep_its_constants_off_the_inputs(tmp_path):
+    path = builders.save(builders.as_old(builders.cnn()), tmp_path / "m.onnx")
+    optimize_file(path, tmp_path / "o.onnx", [Simplify()])
+    made = onnx.load(tmp_path / "o.onnx")
+    assert len(made.graph.input) == 1
+    onnx.checker.check_model(made)
+
+
 def node(op, inputs, outputs, **attributes):
     return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch_modules
 from safetensors.torch import save_file
+from torch import nn
 
 from onnxcomp import worker
 from onnxcomp.errors import AccuracyGateError, DataError, GateError, OutputError, UnsupportedError, UsageError
@@ -406,6 +407,19 @@ def test_for_training_batch_normalization_stays_and_for_serving_it_is_folded(pur
     assert {name for name, entry in folded.items() if entry is None} == {
         "conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_conv_keeps_its_name_when_batch_normalization_is_folded_into_it(bias, tmp_path):
+    module = nn.Sequential(nn.Conv2d(2, 2, 3, bias=bias), nn.BatchNorm2d(2), nn.ReLU())
+    names = {}
+    for purpose in ("training", "serving"):
+        with in_process():
+            options = {"inputs": ["input:float32[2,2,6,6]"], "purpose": purpose}
+            done = export(module, tmp_path / f"{purpose}.onnx", **options)
+        names[purpose] = {node.op_type: node.name for node in onnx.load(done.output.path).graph.node}
+    assert set(names["serving"]) == {"Conv", "Relu"}
+    assert names["serving"].items() <= names["training"].items()
 
 
 def test_equal_parameters_are_merged_for_serving_only(purposes):
