@@ -83,6 +83,30 @@ def parse_inputs(specs: Sequence[str], arguments: Sequence[str]) -> list[Input]:
     return sorted(found, key=lambda one: order[one.name])
 
 
+def like(inputs: Sequence[Input], known: Sequence[Input]) -> list[Input]:
+    """`inputs` with the values of those in `known` that have their names: ids, masks; sizes and types stay.
+
+    Raises UsageError for a type that cannot hold the values.
+    """
+    by_name = {one.name: one for one in known}
+    found = []
+    for one in inputs:
+        values = by_name.get(one.name, one)
+        if values.example is not None and not _holds(one.dtype, values.example):
+            raise UsageError(
+                f"'{one.name}' holds {values.dtype} up to {values.example.max()}",
+                where=f"--inputs {one.name}:{one.dtype}",
+                hint=f"give {one.name}:{values.dtype}[{','.join(map(str, one.shape))}]",
+            )
+        found.append(dataclasses.replace(one, example=values.example, mask=values.mask and bool(one.shape)))
+    return found
+
+
+def _holds(dtype: str, values: np.ndarray) -> bool:
+    kind = np.dtype(dtype).kind
+    return kind == values.dtype.kind and (kind == "f" or int(values.max()) <= np.iinfo(dtype).max)
+
+
 def parse_dynamic(specs: Sequence[str]) -> list[tuple[str, tuple[str, int, str]]]:
     """(spec, (input, axis, dim)) of each 'x:0=batch'. Raises UsageError naming the spec."""
     found = []

@@ -18,7 +18,7 @@ from onnxcomp.data.sources import load_attribute
 from onnxcomp.errors import DataError, OnnxcompError, UnsupportedError, UsageError
 from onnxcomp.pytorch import huggingface, programs
 from onnxcomp.pytorch.capture import Subject, capture, first_line
-from onnxcomp.pytorch.specs import Input, parse_inputs, with_dynamic
+from onnxcomp.pytorch.specs import Input, like, parse_inputs, with_dynamic
 
 
 def resolve(
@@ -37,7 +37,7 @@ def resolve(
     if isinstance(target, str) and Path(target).is_dir():
         module, found = huggingface.load(Path(target))
         if inputs:
-            found = parse_inputs(inputs, [one.name for one in found])
+            found = like(parse_inputs(inputs, [one.name for one in found]), found)
         found = with_dynamic(found, dynamic) if dynamic or inputs else found
     else:
         module, examples = module_of(target)

@@ -15,7 +15,7 @@ import torch_modules
 import zoo
 
 from onnxcomp import worker
-from onnxcomp.errors import DataError, UnsupportedError
+from onnxcomp.errors import DataError, UnsupportedError, UsageError
 from onnxcomp.pytorch import export
 from onnxcomp.pytorch.huggingface import load
 from onnxcomp.pytorch.target import resolve
@@ -102,6 +102,34 @@ def test_a_decoder_gives_the_logits_of_all_positions_and_no_cache(saved):
 def test_inputs_and_axes_may_be_chosen(saved):
     subject = resolve(str(saved / "bert"), ["input_ids:int64[1,9]"], ["input_ids:1=words"], None)
     assert [(one.name, one.shape, dict(one.dims)) for one in subject.inputs] == [("input_ids", (1, 9), {1: "words"})]
+
+
+@installed
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_chosen_inputs_are_still_ids_and_masks(dtype, saved):
+    """Ids of 0 and 1 alone would be compared otherwise, and masks with holes."""
+    specs = [f"input_ids:{dtype}[5,30]", f"attention_mask:{dtype}[5,30]"]
+    subject = resolve(str(saved / "gpt2"), specs, ["input_ids:1=seq", "attention_mask:1=seq"], None)
+    ids, mask = (one.traced() for one in subject.inputs)
+    assert ids.dtype == mask.dtype == np.dtype(dtype)
+    assert ids.shape == mask.shape == (5, 30)
+    vocabulary = zoo.randomised("gpt2").config.vocab_size
+    assert ids.min() >= 0
+    assert ids.max() < vocabulary
+    assert len(np.unique(ids)) > 8
+    assert set(np.unique(mask)) == {0, 1}
+    assert (mask[:, 0] == 1).all()
+    assert (np.diff(mask, axis=1) <= 0).all()
+    feeds = {one.name: one.make({"seq": 7}, 1) for one in subject.inputs}
+    assert len(np.unique(feeds["input_ids"])) > 8
+    np.testing.assert_allclose(subject.captured(feeds)[0], subject.eager(feeds)[0], rtol=1e-4, atol=1e-4)
+
+
+@installed
+def test_chosen_ids_must_be_integers(saved):
+    with pytest.raises(UsageError, match="'input_ids' holds int64") as caught:
+        resolve(str(saved / "bert"), ["input_ids:float32[2,9]"], [], None)
+    assert caught.value.hint == "give input_ids:int64[2,9]"
 
 
 @installed

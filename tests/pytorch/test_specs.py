@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.errors import UsageError
-from onnxcomp.pytorch.specs import Input, parse_inputs, sizes_to_check, traced_sizes, with_dynamic
+from onnxcomp.pytorch.specs import Input, like, parse_inputs, sizes_to_check, traced_sizes, with_dynamic
 
 ARGUMENTS = ("x", "mask")
 
@@ -144,3 +144,35 @@ def test_integers_stay_within_the_values_of_the_example():
     plain = Input("ids", "int64", (2, 3), {0: "batch"})
     assert set(np.unique(plain.make({"batch": 50}, 0))) == {0, 1}
     assert Input("m", "bool", (4,)).make({}, 0).dtype == bool
+
+
+IDS = Input("ids", "int64", (2, 3), {0: "batch"}, np.array([[7, 9, 7], [9, 300, 7]]))
+MASK = Input("mask", "int64", (2, 3), {0: "batch"}, mask=True)
+
+
+def test_inputs_take_the_values_of_known_ones_and_keep_their_own_sizes_and_types():
+    given = parse_inputs(["ids:int32[5,40]", "mask:bool[5,40]", "other:float32[2]"], ("ids", "mask", "other"))
+    ids, mask, other = like(given, [MASK, IDS])
+    assert set(np.unique(ids.traced())) == {7, 9, 300}
+    assert (ids.traced().shape, ids.traced().dtype) == ((5, 40), np.int32)
+    lengths = mask.traced().sum(1)
+    assert mask.traced().dtype == bool
+    assert lengths.min() >= 1
+    assert len(set(lengths)) > 1
+    np.testing.assert_array_equal(mask.traced(), np.arange(40) < lengths[:, np.newaxis])
+    assert other == given[2]
+    assert not any(one.dims for one in (ids, mask, other))
+    np.testing.assert_array_equal(like(parse_inputs(["ids:int64[2,3]"], ("ids",)), [IDS])[0].traced(), IDS.example)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bool", "int8", "uint8"])
+def test_types_that_cannot_hold_the_values_of_the_example(dtype):
+    with pytest.raises(UsageError, match="'ids' holds int64 up to 300") as caught:
+        like([Input("ids", dtype, (4, 5))], [IDS])
+    assert caught.value.where == f"--inputs ids:{dtype}"
+    assert caught.value.hint == "give ids:int64[4,5]"
+
+
+def test_a_mask_needs_an_axis():
+    (scalar,) = like([Input("mask", "int64", ())], [MASK])
+    assert scalar.traced().shape == ()
