@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Run the commands that the README shows and put in what they really print.
+"""Run the commands that the README, or a model's card, shows and put in what they really print.
 
-usage: .venv/bin/python scripts/bench_readme.py [WORD ...]     (only commands that hold one of the words)
+usage: .venv/bin/python scripts/bench_readme.py [PAGE.md ...] [WORD ...]     (only commands that hold one of the words)
 
 A fenced block `console` whose first line is `$ COMMAND` is one example; the block's other lines are
-replaced by what the command prints.
+replaced by what the command prints. Commands run in the repository root, in the page's order. Those of the cards
+read ../shared/data and replace nothing: remove runs/MODEL before.
 """
 
 from __future__ import annotations
@@ -44,5 +45,7 @@ def _run(found: re.Match[str], words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(), sys.argv[1:]))
+    pages = [word for word in sys.argv[1:] if word.endswith(".md")]
+    chosen = [word for word in sys.argv[1:] if word not in pages]
+    for page in map(Path, pages or [ROOT / "README.md"]):
+        page.write_text(filled(page.read_text(), chosen))
