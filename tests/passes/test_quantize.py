@@ -243,3 +243,24 @@ def test_excluding_a_torch_module_keeps_all_that_came_from_it(tmp_path):
     assert [s["node"] for s in effect["skipped"]] == ["conv1"]
     assert effect["skipped"][0]["reason"] == "excluded by the user"
     assert effect["quantized_weights"] == 2
+
+
+@pytest.mark.parametrize("step", [QuantizeDynamic(), QuantizeStatic(op_types=("MatMul",))], ids=["dynamic", "static"])
+def test_a_matrix_behind_a_fused_operator_is_quantized(tmp_path, step):
+    """onnx infers no types behind operators of com.microsoft; ORT's quantizer gave up there."""
+    weight = builders.samples(64, 64)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("FastGelu", ["x"], ["middle"], "gelu", domain="com.microsoft"),
+            onnx.helper.make_node("MatMul", ["middle", "w"], ["y"], "product"),
+        ],
+        "fused",
+        [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    sets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
+    path = builders.save(onnx.helper.make_model(graph, opset_imports=sets, ir_version=10), tmp_path / "m.onnx")
+    record = run(path, tmp_path / "o.onnx", step, {"x": builders.samples(64, 64)})
+    assert (record.passes[0].effect["quantized_weights"], record.passes[0].effect["skipped"]) == (1, [])
+    assert record.fidelity.outputs["y"].sqnr_db > 30

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnxruntime import quantization
 from onnxruntime.quantization import calibrate, registry
@@ -33,6 +34,9 @@ from onnxcomp.errors import (
     nearest,
 )
 from onnxcomp.passes.base import Context, drop_inner_shapes, muted
+
+#: a tensor whose type onnx cannot infer, behind an operator of com.microsoft, is float32
+_EXTRA = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
 
 #: how many nodes that make the result unloadable are given up before the pass gives up
 _RETRIES = 12
@@ -81,7 +85,7 @@ def dynamic(model: ir.Model, request: Request, context: Context) -> ir.Model:
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=list(exclude),
             use_external_data_format=_is_large(model),
-            extra_options={"MatMulConstBOnly": True},
+            extra_options=dict(_EXTRA),
         )
 
     return _until_it_loads(model, request, context, write)
@@ -110,7 +114,7 @@ def static(model: ir.Model, request: Request, context: Context, data: Batches) -
             use_external_data_format=_is_large(model),
             calibrate_method=quantization.CalibrationMethod.MinMax,
             calibration_cache_path=cache,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options=dict(_EXTRA),
         )
 
     return _until_it_loads(model, request, context, write)
