@@ -29,6 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "inspect": {"onnx_ir", "numpy"},
     "runtime": {"onnxruntime", "numpy"},
     "worker": {"psutil"},
+    "activations": {"onnx_ir", "numpy"},
     "evaluate": {"numpy", "scipy"},
     "passes.base": {"onnx_ir"},
     "passes.probe": {"onnx_ir", "numpy"},

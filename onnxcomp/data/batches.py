@@ -130,6 +130,10 @@ class Batches:
         base = np.arange(self.samples) if self._selection is None else self._selection
         return self._select(base[:count])
 
+    def in_batches_of(self, batch_size: int) -> Batches:
+        """The same samples, so many at a time."""
+        return Batches(self.source, self.inputs, batch_size=batch_size, selection=self._selection)
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, types, shapes and bytes of all selected samples."""
         digest = hashlib.sha256()

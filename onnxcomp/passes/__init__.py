@@ -6,7 +6,7 @@ from onnxcomp.passes.cast import CastFloat
 from onnxcomp.passes.fuse import Fuse
 from onnxcomp.passes.opset import UpgradeOpset
 from onnxcomp.passes.prune import PruneMagnitude
-from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic
+from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic, Smooth
 from onnxcomp.passes.simplify import Simplify
 
 CATALOGUE: tuple[type[Pass], ...] = (
@@ -15,6 +15,7 @@ CATALOGUE: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     Fuse,
     PruneMagnitude,
+    Smooth,
     QuantizeDynamic,
     QuantizeStatic,
     CastFloat,
@@ -33,5 +34,6 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeStatic",
     "Simplify",
+    "Smooth",
     "UpgradeOpset",
 ]

@@ -54,11 +54,13 @@ class Context:
     Attributes:
         workdir: a private folder, gone after the pipeline.
         data: samples for passes that calibrate; never those that judge the result.
+        store: a folder that keeps statistics of activations between runs; None keeps none.
         notes: the pass appends to it.
     """
 
     workdir: Path
     data: Batches | None = None
+    store: Path | None = None
     notes: list[Note] = dataclasses.field(default_factory=list)
 
     def note(self, reason: str, node: str = "") -> None:
@@ -67,10 +69,10 @@ class Context:
 
 
 @contextlib.contextmanager
-def temporary_context(data: Batches | None = None) -> Iterator[Context]:
+def temporary_context(data: Batches | None = None, store: Path | None = None) -> Iterator[Context]:
     """A context with a private folder (0700) that is removed in the end."""
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
-        yield Context(Path(folder), data)
+        yield Context(Path(folder), data, store)
 
 
 class Pass(ir.passes.InPlacePass):

@@ -1,0 +1,86 @@
+"""A histogram whose range grows by doubling, so that merging batches loses nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from onnxcomp.activations.statistics import State
+
+#: bins in all; half of them on each side of zero
+BINS = 1 << 14
+_HALF = BINS // 2
+
+#: values counted at a time, so that the indices of a large tensor never stand in memory together
+_CHUNK = 1 << 18
+
+
+class Histogram:
+    """Counts of a tensor's values in 16,384 bins of equal width over [-reach, reach).
+
+    `reach` is a power of two and doubles when a larger value comes: two bins become one, so the counts
+    are those of one pass over all values, in whatever order and batches they came.
+
+    Attributes:
+        counts: int64, (BINS,).
+        reach: the end of the range; 0 before the first value other than zero.
+        low, high: the exact smallest and largest value.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.reach = 0.0
+        self.low, self.high = math.inf, -math.inf
+
+    def update(self, array: np.ndarray) -> None:
+        """Add finite values of any shape."""
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            self._count(flat[start : start + _CHUNK])
+
+    @property
+    def centers(self) -> np.ndarray:
+        """The middle of each bin: float64, (BINS,)."""
+        centers: np.ndarray = (np.arange(BINS) - _HALF + 0.5) * (self.reach / _HALF)
+        return centers
+
+    def occupied(self) -> tuple[np.ndarray, np.ndarray]:
+        """(centers, counts) from the first to the last bin that holds a value."""
+        held = np.flatnonzero(self.counts)
+        span = slice(held[0], held[-1] + 1) if held.size else slice(0)
+        return self.centers[span], self.counts[span]
+
+    def state(self) -> State:
+        """All of it as arrays."""
+        return {"counts": self.counts, "ends": np.array([self.reach, self.low, self.high])}
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave."""
+        self.counts = state["counts"].astype(np.int64)
+        self.reach, self.low, self.high = (float(v) for v in state["ends"])
+
+    def _count(self, values: np.ndarray) -> None:
+        low, high = float(values.min()), float(values.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        # frexp: peak = m * 2**e with m < 1, so 2**e lies beyond the peak
+        self._widen(math.ldexp(1.0, math.frexp(max(-low, high))[1]) if max(-low, high) else 0.0)
+        if self.reach == 0:
+            self.counts[_HALF] += values.size
+            return
+        # powers of two: the product is exact, a value lands in the same bin whatever came before
+        scaled = np.multiply(values, _HALF / self.reach, dtype=np.float64)
+        index = np.floor(scaled, out=scaled).astype(np.intp)
+        index += _HALF
+        self.counts += np.bincount(index, minlength=BINS)
+
+    def _widen(self, reach: float) -> None:
+        if reach <= self.reach:
+            return
+        if self.reach == 0:
+            self.reach = reach  # only zeros so far, their bin is the same in any range
+            return
+        while self.reach < reach:
+            merged = np.zeros_like(self.counts)
+            merged[_HALF // 2 : _HALF // 2 + _HALF] = self.counts.reshape(-1, 2).sum(1)
+            self.counts, self.reach = merged, self.reach * 2
