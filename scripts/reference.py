@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _row(field: dataclasses.Field[Any], schema: dict[str, Any]) -> str:
 
 def _kind(schema: dict[str, Any]) -> str:
     if "enum" in schema:
-        return " or ".join(f'`"{v}"`' for v in schema["enum"])
+        return " or ".join(f"`{json.dumps(v)}`" for v in schema["enum"])
     if "const" in schema:
         return f'`"{schema["const"]}"`'
     if "anyOf" in schema:

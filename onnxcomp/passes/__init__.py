@@ -6,7 +6,7 @@ from onnxcomp.passes.cast import CastFloat
 from onnxcomp.passes.fuse import Fuse
 from onnxcomp.passes.opset import UpgradeOpset
 from onnxcomp.passes.prune import PruneMagnitude
-from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic, Smooth
+from onnxcomp.passes.quantize import Equalize, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Smooth
 from onnxcomp.passes.simplify import Simplify
 
 CATALOGUE: tuple[type[Pass], ...] = (
@@ -15,9 +15,11 @@ CATALOGUE: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     Fuse,
     PruneMagnitude,
+    Equalize,
     Smooth,
     QuantizeDynamic,
     QuantizeStatic,
+    QuantizeWeights,
     CastFloat,
 )
 
@@ -26,6 +28,7 @@ __all__ = [
     "CastFloat",
     "Context",
     "Effect",
+    "Equalize",
     "FoldBatchNorm",
     "Fuse",
     "Note",
@@ -33,6 +36,7 @@ __all__ = [
     "PruneMagnitude",
     "QuantizeDynamic",
     "QuantizeStatic",
+    "QuantizeWeights",
     "Simplify",
     "Smooth",
     "UpgradeOpset",

@@ -32,8 +32,12 @@ _QUANTIZED_OPS = {
 }  # fmt: skip
 
 
-def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> tuple[list[str], list[str]]:
+def prepare(
+    model: ir.Model, context: Context, exclude: tuple[str, ...], *, float16: bool = False
+) -> tuple[list[str], list[str]]:
     """Make the model fit for the quantizer, in place, and refuse what cannot be quantized.
+
+    `float16`: whether the kernels take such weights.
 
     Returns the names of nodes to leave in float: those that `exclude` means, and those whose weights
     would break.
@@ -52,7 +56,7 @@ def prepare(model: ir.Model, context: Context, exclude: tuple[str, ...]) -> tupl
             "0 of 0 weights: nothing to quantize in this model",
             hint="its numbers are not weights of Conv, MatMul, Gemm, Gather or recurrent operators",
         )
-    if all(w.tensor.dtype == ir.DataType.FLOAT16 for w in found):
+    if not float16 and all(w.tensor.dtype == ir.DataType.FLOAT16 for w in found):
         raise UnsupportedError(
             "the weights are float16, ORT's int8 kernels need float32",
             hint="convert the model to float32 first, or export it so",
@@ -142,14 +146,15 @@ def account(model: ir.Model, request: _ort.Request, fragile: list[str]) -> Accou
 
 
 def finish(model: ir.Model, result: ir.Model, settled: dict[str, Any]) -> None:
-    """Put the result into `model`; raise NoEffectError when nothing was quantized."""
+    """Put the result (which may be `model` itself) into `model`; raise NoEffectError when nothing was quantized."""
     if not settled["quantized_weights"]:
         reasons = sorted({s["reason"] for s in settled["skipped"]})
         raise NoEffectError(
             f"0 of {settled['total_weights']} weights quantized: {'; '.join(reasons)}",
             hint="choose other --op-types or another mode",
         )
-    transplant(model, result)
+    if result is not model:
+        transplant(model, result)
 
 
 def _simplified(model: ir.Model, context: Context, exclude: list[str]) -> None:
@@ -193,20 +198,26 @@ def _fragile(model: ir.Model, context: Context) -> list[str]:
         if not weight.tensor.dtype.is_floating_point() or weight.tensor.size == 0:
             names.append(weight.node.name or "")
             continue
-        array = weight.tensor.numpy()
-        finite = np.isfinite(array)
-        if not np.all(finite):
-            where = np.unravel_index(int(np.argmin(finite)), array.shape)
-            raise InvalidModelError(
-                "a weight holds NaN or infinity",
-                where=f"tensor {weight.value.name}, index {tuple(int(i) for i in where)}",
-                hint="the training diverged, or the file is damaged",
-            )
+        array = finite(weight.value, weight.tensor)
         largest = float(np.max(np.abs(array)))
         if largest > _LARGEST or 0 < largest < _SMALLEST:
             context.note(f"left in float: its largest weight is {largest:.3g}", weight.node.name or "")
             names.append(weight.node.name or "")
     return [n for n in names if n]
+
+
+def finite(value: ir.Value, tensor: ir.TensorProtocol) -> np.ndarray:
+    """The numbers of a weight. Raises InvalidModelError for NaN and infinity."""
+    array = tensor.numpy()
+    good = np.isfinite(array)
+    if not np.all(good):
+        where = np.unravel_index(int(np.argmin(good)), array.shape)
+        raise InvalidModelError(
+            "a weight holds NaN or infinity",
+            where=f"tensor {value.name}, index {tuple(int(i) for i in where)}",
+            hint="the training diverged, or the file is damaged",
+        )
+    return array
 
 
 def _direct(weight: Weight) -> ir.Value | None:
