@@ -12,21 +12,19 @@ import dataclasses
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from onnxruntime import quantization
-from onnxruntime.quantization import calibrate, registry
+from onnxruntime.quantization import calibrate as ort_calibrate
+from onnxruntime.quantization import registry
 
 from onnxcomp import model as models
-from onnxcomp import runtime, worker
-from onnxcomp.data import Batches
+from onnxcomp import runtime
 from onnxcomp.errors import (
-    CalibrationError,
     InvalidModelError,
     OnnxcompError,
     UnsupportedError,
@@ -34,9 +32,13 @@ from onnxcomp.errors import (
     nearest,
 )
 from onnxcomp.passes.base import Context, drop_inner_shapes, muted
+from onnxcomp.passes.quantize import calibrate
 
 #: a tensor whose type onnx cannot infer, behind an operator of com.microsoft, is float32
-_EXTRA = {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT}
+_EXTRA = {"MatMulConstBOnly": True, "DefaultTensorType": int(ir.DataType.FLOAT)}
+
+#: their kernels give float32 for nothing; what follows (bias, activation) is more accurate, and as fast
+_FLOAT_OUTPUT = ("Gemm", "MatMul")
 
 #: how many nodes that make the result unloadable are given up before the pass gives up
 _RETRIES = 12
@@ -79,7 +81,7 @@ def dynamic(model: ir.Model, request: Request, context: Context) -> ir.Model:
         quantization.quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=list(request.op_types),
+            op_types_to_quantize=[op for op in request.op_types if op != "Gather"],  # `embedding` did those
             per_channel=request.per_channel,
             reduce_range=request.reduce_range,
             weight_type=quantization.QuantType.QInt8,
@@ -91,11 +93,8 @@ def dynamic(model: ir.Model, request: Request, context: Context) -> ir.Model:
     return _until_it_loads(model, request, context, write)
 
 
-def static(model: ir.Model, request: Request, context: Context, data: Batches) -> ir.Model:
-    """Weights to int8, activations to uint8 with ranges from `data`, as Q/DQ pairs."""
-    with tempfile.TemporaryDirectory(dir=context.workdir) as folder:
-        source = models.write_to(model, Path(folder), "calibrate")
-        ranges = _ranges(source, request.op_types, data, Path(folder))
+def static(model: ir.Model, request: Request, context: Context, ranges: calibrate.Ranges) -> ir.Model:
+    """Weights to int8, activations to uint8 with these ranges, as Q/DQ pairs."""
     cache = context.workdir / "ranges.json"
     _save_ranges(ranges, cache)
 
@@ -105,7 +104,7 @@ def static(model: ir.Model, request: Request, context: Context, data: Batches) -
             target,
             None,
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=list(request.op_types),
+            op_types_to_quantize=[op for op in request.op_types if op != "Gather"],  # `embedding` did those
             per_channel=request.per_channel,
             reduce_range=request.reduce_range,
             activation_type=quantization.QuantType.QUInt8,
@@ -114,7 +113,7 @@ def static(model: ir.Model, request: Request, context: Context, data: Batches) -
             use_external_data_format=_is_large(model),
             calibrate_method=quantization.CalibrationMethod.MinMax,
             calibration_cache_path=cache,
-            extra_options=dict(_EXTRA),
+            extra_options={**_EXTRA, "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT)},
         )
 
     return _until_it_loads(model, request, context, write)
@@ -186,59 +185,10 @@ def _typed_errors() -> Iterator[None]:
         ) from error
 
 
-Ranges = Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-
-def _ranges(source: Path, op_types: tuple[str, ...], data: Batches, folder: Path) -> Ranges:
-    """Smallest and largest value of every activation over the data: {tensor: (low, high)}.
-
-    ORT's calibrator adds ReduceMin and ReduceMax to the graph, so that two numbers per tensor and
-    batch are kept, not the tensors.
-    """
-    reader = _Reader(data)
-    with _typed_errors():
-        calibrator = calibrate.create_calibrator(
-            source,
-            list(op_types),
-            augmented_model_path=str(folder / "augmented.onnx"),
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-            use_external_data_format=False,
-        )
-        calibrator.collect_data(reader)
-        found = calibrator.compute_data()
-    ranges = {}
-    for name, entry in found.data.items():
-        low, high = np.asarray(entry.lowest), np.asarray(entry.highest)
-        if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
-            raise CalibrationError(
-                "an activation is NaN or infinite on the calibration data",
-                where=f"tensor {name}",
-                hint="look at the samples, or at the layer that makes it",
-            )
-        ranges[name] = (low, high)
-    return ranges
-
-
-def _save_ranges(ranges: Ranges, path: Path) -> None:
+def _save_ranges(ranges: calibrate.Ranges, path: Path) -> None:
     data = {
-        name: calibrate.TensorData(lowest=np.asarray(low, np.float32), highest=np.asarray(high, np.float32))
+        name: ort_calibrate.TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ranges.items()
     }
-    tensors = calibrate.TensorsData(quantization.CalibrationMethod.MinMax, data)
-    calibrate.save_tensors_data(tensors, path, smooth_quant=False)
-
-
-class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Feeds our batches to ORT, checked and counted."""
-
-    def __init__(self, data: Batches) -> None:
-        self._batches = iter(data)
-        self._total, self._done = data.samples, 0
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        if batch is None:
-            return None
-        worker.report("calibrating", self._done / self._total)
-        self._done += batch.samples
-        return dict(batch.feeds)
+    tensors = ort_calibrate.TensorsData(quantization.CalibrationMethod.MinMax, data)
+    ort_calibrate.save_tensors_data(tensors, path, smooth_quant=False)

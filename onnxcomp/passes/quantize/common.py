@@ -15,7 +15,7 @@ from onnxcomp.inspect import Weight, all_nodes, constants, infer_shapes, weights
 from onnxcomp.passes import simplify as simplify_pass
 from onnxcomp.passes.base import Context, named, transplant
 from onnxcomp.passes.opset import upgrade
-from onnxcomp.passes.quantize import _ort
+from onnxcomp.passes.quantize import _ort, embedding
 
 #: per-channel QuantizeLinear exists from here on; ORT writes unloadable files below
 _MIN_OPSET = 13
@@ -143,6 +143,13 @@ def account(model: ir.Model, request: _ort.Request, fragile: list[str]) -> Accou
         elif weight.value is not _direct(weight):
             reasons[name] = "the weight is computed from a stored tensor, not stored itself"
     return Account(found, reasons, frozenset(request.exclude))
+
+
+def quantize_tables(model: ir.Model, request: _ort.Request) -> None:
+    """Tables of embeddings, which ORT's quantizer does worse; see `embedding`."""
+    if "Gather" in request.op_types:
+        for table in embedding.tables(model, set(request.exclude)):
+            embedding.quantize(model, table)
 
 
 def finish(model: ir.Model, result: ir.Model, settled: dict[str, Any]) -> None:

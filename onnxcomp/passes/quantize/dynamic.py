@@ -42,6 +42,7 @@ class QuantizeDynamic(Pass):
             reduce_range=common.resolve_reduce_range(self.reduce_range, context),
         )
         ledger = common.account(model, request, fragile)
+        common.quantize_tables(model, request)
         result = _ort.dynamic(model, request, context)
         settled = ledger.settle(result)
         common.finish(model, result, settled)
