@@ -46,6 +46,7 @@ LAYERS: dict[str, set[str]] = {
     "passes.quantize": {"onnx_ir", "numpy", "onnxruntime"},
     "passes": set(),
     "pipeline": {"onnx_ir", "numpy"},
+    "sensitivity": {"onnx_ir", "numpy"},
     "recipe": {"pydantic"},
     "pytorch": {"torch", "transformers", "onnx_ir", "numpy", "safetensors"},
     "bench": {"onnxruntime", "numpy", "psutil", "scipy"},
