@@ -1,4 +1,4 @@
-"""Cross-layer equalization: the same outputs bit by bit, even ranges, and no pair where there is none."""
+"""Cross-layer equalization: the same outputs, even ranges, and no pair where there is none."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import real_data
 from onnx import helper, numpy_helper
 
 from onnxcomp import runtime
+from onnxcomp.data import Batches
 from onnxcomp.errors import InvalidModelError, NoEffectError, UsageError
-from onnxcomp.passes import Equalize
+from onnxcomp.evaluate import compare
+from onnxcomp.model import load, signature
+from onnxcomp.passes import Equalize, QuantizeStatic
 from onnxcomp.passes.quantize import equalize
 from onnxcomp.pipeline import optimize_file
 
@@ -48,6 +51,11 @@ def run(proto, tmp_path, step=None, **options):
     return record.passes[0], stored, *outputs
 
 
+def same(before, after):
+    """Whether outputs are equal but for rounding."""
+    return np.abs(after - before).max() <= 2e-6 * np.abs(before).max()
+
+
 def two_layers(between=("Relu",), **attributes):
     """Conv, what stands between, Conv: (2, 3, 8, 8) -> (2, 4, ...)."""
     nodes = [node("Conv", "x", "k1", "b1", out="h0", pads=[1, 1, 1, 1])]
@@ -62,28 +70,21 @@ def two_layers(between=("Relu",), **attributes):
     )
 
 
-@pytest.mark.parametrize("powers_of_two", [True, False])
-def test_scales_are_those_of_the_paper(powers_of_two, tmp_path):
+def test_scales_are_those_of_the_paper(tmp_path):
     proto = two_layers()
     old = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in proto.graph.initializer}
     r1, r2 = np.abs(old["k1"]).max(axis=(1, 2, 3)), np.abs(old["k2"]).max(axis=(0, 2, 3))
-    scale = np.sqrt(r1 * r2) / r1  # W1 times it, W2 divided by it
-    record, new, before, after = run(proto, tmp_path, Equalize(powers_of_two=powers_of_two))
-    got = new["b1"] / old["b1"]
-    if powers_of_two:
-        assert np.array_equal(np.log2(got), np.rint(np.log2(got)))
-        assert np.abs(np.log2(got / scale)).max() <= 0.5
-        assert np.array_equal(before, after)
-    else:
-        assert np.allclose(got, scale, rtol=0.01)
-        assert np.allclose(before, after, rtol=1e-4, atol=1e-5)
-    assert np.allclose(new["k1"], old["k1"] * got.reshape(-1, 1, 1, 1), rtol=1e-6)
-    assert np.allclose(new["k2"], old["k2"] / got.reshape(1, -1, 1, 1), rtol=1e-6)
+    scale = np.sqrt(r1 * r2) / r2  # W1 divided by it, W2 times it
+    record, new, before, after = run(proto, tmp_path)
+    assert np.allclose(new["b1"], old["b1"] / scale, rtol=1e-6)
+    assert np.allclose(new["k1"], old["k1"] / scale.reshape(-1, 1, 1, 1), rtol=1e-6)
+    assert np.allclose(new["k2"], old["k2"] * scale.reshape(1, -1, 1, 1), rtol=1e-6)
+    assert same(before, after)
     effect = record.effect
     assert (effect["pairs"], effect["equalized"], effect["settled"]) == (1, 1, True)
-    assert effect["largest_ratio_before"] > 1000
-    # both layers take half of the unevenness
-    assert effect["largest_ratio_after"] < 4 * np.sqrt(effect["largest_ratio_before"])
+    by_hand = [np.mean(one / one.max() * two / two.max()) for one, two in ((r1, r2), (r1 / scale, r2 * scale))]
+    assert np.allclose([effect["precision_before"], effect["precision_after"]], by_hand)
+    assert by_hand[1] > 1.5 * by_hand[0]
 
 
 def depthwise():
@@ -161,11 +162,11 @@ PAIRS = {depthwise: 2, grouped: 2, flattened: 1, turned: 3, convolution_of_sound
 
 
 @pytest.mark.parametrize("build", PAIRS, ids=lambda build: build.__name__)
-def test_outputs_stay_the_same_bits(build, tmp_path):
+def test_outputs_stay_the_same(build, tmp_path):
     record, _, before, after = run(build(), tmp_path)
     assert record.effect["pairs"] == record.effect["equalized"] == PAIRS[build]
     assert record.effect["settled"]
-    assert np.array_equal(before, after)
+    assert same(before, after)
     with pytest.raises(NoEffectError):
         optimize_file(tmp_path / "o.onnx", tmp_path / "p.onnx", [Equalize()])
 
@@ -249,7 +250,7 @@ def test_relu6_stands_in_the_way_with_a_note(tmp_path):
     record, _, before, after = run(proto, tmp_path)
     assert [(n.node, "does not scale" in n.reason) for n in record.notes] == [("Clip_b", True)]
     assert record.effect["pairs"] == 1
-    assert np.array_equal(before, after)
+    assert same(before, after)
 
 
 def test_dead_channels_stay_as_they_are(tmp_path):
@@ -261,10 +262,10 @@ def test_dead_channels_stay_as_they_are(tmp_path):
     for tensor in proto.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
     _, new, before, after = run(proto, tmp_path)
-    same = new["b1"] == arrays["b1"]
-    assert same[[2, 5, 7]].all()
-    assert not same.all()
-    assert np.array_equal(before, after)
+    kept = new["b1"] == arrays["b1"]
+    assert kept[[2, 5, 7]].all()
+    assert not kept.all()
+    assert same(before, after)
     with pytest.raises(NoEffectError):
         optimize_file(tmp_path / "o.onnx", tmp_path / "p.onnx", [Equalize()])
 
@@ -301,12 +302,13 @@ def test_large_weights_are_computed_when_written(build, tmp_path, monkeypatch):
     assert files[0] == files[1]
 
 
-#: real models -> pairs, how many of them were not even, folded BatchNormalizations
+#: real models -> pairs, folded BatchNormalizations
 REAL = {
-    "mlperftiny_resnet8_cifar10": (3, 3, 7),
-    "ultraface_RFB_320": (35, 35, 35),
-    "yunet_n_320_320": (40, 36, 0),
-    "mlperftiny_ad_autoencoder": (9, 9, 9),
+    "mlperftiny_resnet8_cifar10": (3, 7),
+    "ultraface_RFB_320": (35, 35),
+    "yunet_n_320_320": (40, 0),
+    "mlperftiny_ad_autoencoder": (9, 9),
+    "silero_vad_16k_op15": (3, 0),  # inside an If
 }
 
 
@@ -318,10 +320,26 @@ def test_real_models_answer_the_same(name, shared, tmp_path):
         record = optimize_file(source, tmp_path / file, [Equalize()], data=data, batch_size=1, allow_larger=True)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     effect = record.passes[0].effect
-    assert (effect["pairs"], effect["equalized"], effect["batch_normalizations_folded"]) == REAL[name]
+    assert (effect["pairs"], effect["batch_normalizations_folded"]) == REAL[name]
+    assert effect["equalized"] == effect["pairs"]
     assert effect["settled"]
-    # folding rounds, equalizing does not
-    same = all(output.max_abs == 0 for output in record.fidelity.outputs.values())
-    assert same == (effect["batch_normalizations_folded"] == 0)
+    assert effect["precision_after"] > effect["precision_before"]
+    assert all(output.max_rel < 1e-4 for output in record.fidelity.outputs.values())
     with pytest.raises(NoEffectError):
         optimize_file(tmp_path / "a.onnx", tmp_path / "c.onnx", [Equalize()])
+
+
+def judged(source, passes, data, out):
+    """SQNR in dB of int8 with one scale per tensor, calibrated on the first half, worst output on the second."""
+    first, second = ({key: value[part] for key, value in data.items()} for part in (slice(0, 10), slice(10, None)))
+    optimize_file(source, out, [*passes, QuantizeStatic(per_channel=False)], data=first, batch_size=4)
+    spec = signature(load(source)).inputs
+    return min(output.sqnr_db for output in compare(source, out, Batches(second, spec, batch_size=2)).outputs.values())
+
+
+@pytest.mark.parametrize("name", ["mlperftiny_resnet8_cifar10", "yunet_n_320_320"])
+def test_one_scale_per_tensor_gains(name, shared, tmp_path):
+    source = shared / f"models/{name}.onnx"
+    data = real_data.samples(name, shared)[0]
+    plain = judged(source, [], data, tmp_path / "plain.onnx")
+    assert judged(source, [Equalize()], data, tmp_path / "even.onnx") > plain + 2

@@ -18,13 +18,13 @@ from onnxcomp.passes.quantize import _pairs
 from onnxcomp.passes.quantize._pairs import Layer, Pair
 from onnxcomp.passes.quantize.common import finite
 
-#: rounds over all pairs; chains of a dozen layers need fewer
-_ROUNDS = 20
+#: rounds over all pairs; chains of 35 layers need 20 to 50
+_ROUNDS = 100
 
 #: a channel that asks for more than two to this power is as good as dead, and its bias may be all it says
 _FURTHEST = 20
 
-#: |log2| of a scale that still counts as one, where scales are not powers of two
+#: |log2| of a scale that still counts as one
 _SETTLED = 0.01
 
 #: tensors of this many bytes and more are read when they are needed, and computed when they are written
@@ -36,25 +36,27 @@ class Equalize(Pass):
     """Scale channels between two layers so that both use their ranges evenly; run it before int8.
 
     A weight with one scale per tensor loses channels that are far smaller than the largest one.
-    What one layer divides by, the next multiplies with: the model computes the same.
+    What one layer divides by, the next multiplies with: the model computes the same, but for the
+    rounding of the scaled weights. How near it comes is reported, not judged: 1.6e-5 of the
+    largest value was the most of 15 models.
 
     Rules:
         1. Pairs: Conv, Gemm or MatMul, a bias by Add, then Relu, LeakyRelu, PRelu, Identity, max or
            average pools, Flatten, then Conv (grouped and depthwise too), Gemm or MatMul. The value
            between has one user; the weights are stored in float32 and belong to one node each.
         2. Channel i of the first layer is divided by sqrt(r1 r2) / r2, with r1 and r2 the largest weights
-           of the channel in the two layers; over all pairs until nothing changes, at most 20 times.
+           of the channel in the two layers; over all pairs until nothing changes, at most 100 times.
         3. BatchNormalization is folded first. Clip (Relu6) stands in the way, with a note: it does
            not scale. So do Sigmoid, Tanh and all others, and sums of two branches.
 
-    After Nagel et al. 2019 (arXiv:1906.04721), section 4.1. It helps weights with one scale per
-    tensor; with one per channel, activations may even lose.
+    After Nagel et al. 2019 (arXiv:1906.04721), section 4.1. For int8 with one scale per tensor, and
+    networks whose channels differ much. Scales per channel, the default of `quantize-static`, need no
+    such help, and ranges of activations may lose by it: compare both.
     """
 
     name: ClassVar[str] = "equalize"
-    exact: ClassVar[bool] = True
+    near: ClassVar[bool] = True
 
-    powers_of_two: bool = option(True, "scales that change no mantissa, so that the outputs stay the same bits")
     exclude: tuple[str, ...] = option((), "nodes, or torch modules ('encoder.layer.3'), whose weights stay")
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
@@ -71,15 +73,15 @@ class Equalize(Pass):
         for layer in {x.node: x for pair in pairs for x in (pair.first, pair.second)}.values():
             finite(layer.weight, layer.tensor)
         state = _State(pairs)
-        before = state.largest_ratio()
-        settled = any(state.round(self.powers_of_two) for _ in range(_ROUNDS))
+        before = state.precision()
+        settled = any(state.round() for _ in range(_ROUNDS))
         equalized = state.store()
         details = {
             "pairs": len(pairs),
             "equalized": equalized,
             "batch_normalizations_folded": folded,
-            "largest_ratio_before": before,
-            "largest_ratio_after": state.largest_ratio(),
+            "precision_before": before,
+            "precision_after": state.precision(),
             "settled": settled,
         }
         return Effect(equalized > 0, details)
@@ -95,7 +97,7 @@ class _State:
         self._out = {node: np.zeros(layer.outputs) for node, layer in self._layers.items()}  # log2
         self._into = {node: np.zeros(layer.inputs) for node, layer in self._layers.items()}
 
-    def round(self, powers_of_two: bool) -> bool:
+    def round(self) -> bool:
         """Even out each pair once; whether all were even already."""
         even = True
         for pair in self._pairs:
@@ -104,8 +106,6 @@ class _State:
             both = (one > 0) & (two > 0)
             step = np.zeros(len(one))
             step[both] = (np.log2(two[both]) - np.log2(one[both])) / 2
-            if powers_of_two:  # a half stays, so that a second run finds nothing to do
-                step = np.sign(step) * np.ceil(np.abs(step) - 0.5)
             step[(np.abs(step) <= _SETTLED) | (np.abs(step) > _FURTHEST)] = 0
             if np.any(step):
                 even = False
@@ -113,14 +113,14 @@ class _State:
                 self._into[second] -= np.repeat(step, pair.repeat)
         return even
 
-    def largest_ratio(self) -> float | None:
-        """Over all layers before a pair's middle: largest channel over smallest, zeros left out; None without."""
-        ratios = []
-        for pair in self._pairs:
-            one = self._ranges(pair)[0]
-            one = one[one > 0]
-            ratios.append(float(one.max() / one.min()) if len(one) else 1.0)
-        return max(ratios, default=None)
+    def precision(self) -> float:
+        """Mean of r1 r2 / (R1 R2) over the channels of all pairs, R the largest r of a layer; in [0, 1].
+
+        The paper's aim (eq. 9); 1 without pairs.
+        """
+        shares = [r / max(r.max(), np.finfo(np.float32).tiny) for pair in self._pairs for r in self._ranges(pair)]
+        products = [one * two for one, two in zip(shares[::2], shares[1::2], strict=True)]
+        return float(np.mean(np.concatenate(products))) if products else 1.0
 
     def store(self) -> int:
         """Write the scaled weights and biases into the model: how many pairs changed."""
