@@ -16,10 +16,12 @@ from onnxcomp.errors import OnnxcompError
 from onnxcomp.model import load
 from onnxcomp.passes import (
     CastFloat,
+    Equalize,
     Fuse,
     PruneMagnitude,
     QuantizeDynamic,
     QuantizeStatic,
+    QuantizeWeights,
     Simplify,
     UpgradeOpset,
 )
@@ -34,32 +36,43 @@ STEPS = {
     "cast-float": ([CastFloat()], {}),
     "fuse": ([Simplify(), Fuse()], {"allow_no_effect": ["simplify"]}),
     "upgrade-opset": ([UpgradeOpset(opset=17), Simplify()], {"allow_no_effect": ["simplify"], "allow_larger": True}),
+    "equalize": ([Equalize()], {"allow_larger": True}),
+    "quantize-weights": ([QuantizeWeights(bits=4)], {}),
 }
 
 #: model -> outcome of each column, in the order of `STEPS`
 EXPECTED: dict[str, str] = {
-    "basic_pitch_nmp": "ok NoEffectError ok ok ok NoEffectError ok",
-    "dtln_model_1": "ok ok ok ok ok NoEffectError ok",
-    "dtln_model_2": "ok ok ok ok ok NoEffectError ok",
-    "lightgbm": "ok NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError ok",
-    "logreg_iris": 7 * "NoEffectError ",
-    "magika_standard_v3_3": "ok ok ok ok ok ok ok",
-    "mlperftiny_ad_autoencoder": "ok ok ok ok ok NoEffectError ok",
-    "mlperftiny_resnet8_cifar10": "ok ok ok ok ok NoEffectError ok",
-    "mnist_cntk": "ok ok ok ok ok NoEffectError ok",
-    "osf_mnv3_detection_opt": "ok NoEffectError UnsupportedError ok ok NoEffectError ok",
-    "silero_vad_16k_op15": "ok NoEffectError ok ok ok NoEffectError ok",
-    "snips_transformer": "NoEffectError ok ok ok ok ok NoEffectError",
-    "superres_prepost_op18": 7 * "UnsupportedError ",
-    "tract_qlstm_3-2-3_T3_S1": "ok UnsupportedError UnsupportedError NoEffectError NoEffectError NoEffectError ok",
-    "tract_xgboost_classifier_tree": 7 * "NoEffectError ",
-    "tribuo_lr_mnist": "ok NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError ok",
-    "tribuo_tinybert": "ok ok ok ok ok ok ok",
-    "ultraface_RFB_320": "ok NoEffectError ok ok ok NoEffectError ok",
-    "vespa_custom_similarity": "NoEffectError ok ok ok ok NoEffectError ok",
-    "winml_SqueezeNet_fp16": "ok UnsupportedError UnsupportedError ok NoEffectError NoEffectError ok",
-    "yolox_nano": "ok NoEffectError ok ok ok NoEffectError ok",
-    "yunet_n_320_320": "ok NoEffectError ok ok ok NoEffectError ok",
+    "basic_pitch_nmp": "ok NoEffectError ok ok ok NoEffectError ok ok NoEffectError",
+    "dtln_model_1": "ok ok ok ok ok NoEffectError ok NoEffectError ok",
+    "dtln_model_2": "ok ok ok ok ok NoEffectError ok NoEffectError ok",
+    "lightgbm": (
+        "ok NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError ok NoEffectError NoEffectError"
+    ),
+    "logreg_iris": 9 * "NoEffectError ",
+    "magika_standard_v3_3": "ok ok ok ok ok ok ok NoEffectError ok",
+    "mlperftiny_ad_autoencoder": "ok ok ok ok ok NoEffectError ok ok ok",
+    "mlperftiny_resnet8_cifar10": "ok ok ok ok ok NoEffectError ok ok ok",
+    "mnist_cntk": "ok ok ok ok ok NoEffectError ok ok ok",
+    "osf_mnv3_detection_opt": "ok NoEffectError UnsupportedError ok ok NoEffectError ok NoEffectError NoEffectError",
+    "silero_vad_16k_op15": "ok NoEffectError ok ok ok NoEffectError ok ok NoEffectError",
+    "snips_transformer": "NoEffectError ok ok ok ok ok NoEffectError NoEffectError ok",
+    "superres_prepost_op18": 9 * "UnsupportedError ",
+    "tract_qlstm_3-2-3_T3_S1": (
+        "ok UnsupportedError UnsupportedError NoEffectError NoEffectError "
+        "NoEffectError ok NoEffectError UnsupportedError"
+    ),
+    "tract_xgboost_classifier_tree": 9 * "NoEffectError ",
+    "tribuo_lr_mnist": (
+        "ok NoEffectError NoEffectError NoEffectError NoEffectError NoEffectError ok NoEffectError NoEffectError"
+    ),
+    "tribuo_tinybert": "ok ok ok ok ok ok ok NoEffectError ok",
+    "ultraface_RFB_320": "ok NoEffectError ok ok ok NoEffectError ok ok NoEffectError",
+    "vespa_custom_similarity": "NoEffectError ok ok ok ok NoEffectError ok ok ok",
+    "winml_SqueezeNet_fp16": (
+        "ok UnsupportedError UnsupportedError ok NoEffectError NoEffectError ok NoEffectError NoEffectError"
+    ),
+    "yolox_nano": "ok NoEffectError ok ok ok NoEffectError ok NoEffectError NoEffectError",
+    "yunet_n_320_320": "ok NoEffectError ok ok ok NoEffectError ok ok NoEffectError",
 }
 
 #: samples that calibrate and judge; enough for a result, few enough for a test

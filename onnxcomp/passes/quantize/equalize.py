@@ -37,8 +37,8 @@ class Equalize(Pass):
 
     A weight with one scale per tensor loses channels that are far smaller than the largest one.
     What one layer divides by, the next multiplies with: the model computes the same, but for the
-    rounding of the scaled weights. How near it comes is reported, not judged: 1.6e-5 of the
-    largest value was the most of 15 models.
+    rounding of the scaled weights. How near it comes is reported, not judged: eight real models
+    differed by 6e-8 to 1.6e-5 of the largest value.
 
     Rules:
         1. Pairs: Conv, Gemm or MatMul, a bias by Add, then Relu, LeakyRelu, PRelu, Identity, max or
