@@ -4,6 +4,7 @@
 quantizes all that an accuracy budget allows and explains what it left in float.
 """
 
+from onnxcomp.sensitivity.budget import parse_drop
 from onnxcomp.sensitivity.judge import Verdict
 from onnxcomp.sensitivity.rank import Ranking, Sensitivity, rank
 from onnxcomp.sensitivity.search import Found, Tried, search
@@ -16,6 +17,7 @@ __all__ = [
     "Sensitivity",
     "Tried",
     "Verdict",
+    "parse_drop",
     "quantize_within",
     "rank",
     "search",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -42,13 +43,18 @@ class Judge:
 
     Attributes:
         metric: the metric's name; without labels 'agreement' or 'relative_error'.
-        samples: how many samples there are.
+        data: where the samples come from.
         verdict: of the model at a path.
     """
 
     metric: str
-    samples: int
+    data: Mapping[str, Any]
     verdict: Callable[[Path], Verdict]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return int(self.data["samples"])
 
 
 def make_judge(reference: Path, data: EvalData, metric: str, *, batch_size: int, folder: Path) -> Judge:
@@ -64,7 +70,7 @@ def make_judge(reference: Path, data: EvalData, metric: str, *, batch_size: int,
 
     Raises DataError for random data and samples that do not fit.
     """
-    inputs = runtime.open_session(reference, settings=runtime.frugal(reference)).signature.inputs
+    inputs = _open(reference).signature.inputs
     batches = Batches(data, inputs, batch_size=batch_size)
     batches.require_real("accuracy")
     if batches.labelled:
@@ -77,19 +83,21 @@ def make_judge(reference: Path, data: EvalData, metric: str, *, batch_size: int,
                 return Verdict(drop.value, drop.low, drop.high)
             return Verdict(-drop.value, -drop.high, -drop.low)
 
-        return Judge(metric, batches.samples, by_metric)
+        return Judge(metric, batches.to_json(), by_metric)
+
+    recorded = Recorded(reference, batches, folder)
 
     def by_fidelity(path: Path) -> Verdict:
-        recorded = Recorded(reference, batches, folder)
-        found = compare_sessions(recorded, runtime.open_session(path, settings=runtime.frugal(path)), batches)
+        # a record is played once; each candidate gets one that starts anew, on the same files
+        found = compare_sessions(copy.deepcopy(recorded), _open(path), batches)
         if found.agreement is not None:
             agreed = found.agreement
             return Verdict(1 - agreed.value, 1 - agreed.high, 1 - agreed.low)
         worst = max((10 ** (-output.sqnr_db / 20) for output in found.outputs.values()), default=math.nan)
         return Verdict(worst, None, None)
 
-    scores = compare_sessions(_open(reference), _open(reference), batches.take(2)).agreement
-    return Judge("relative_error" if scores is None else "agreement", batches.samples, by_fidelity)
+    scores = compare_sessions(copy.deepcopy(recorded), copy.deepcopy(recorded), batches).agreement
+    return Judge("relative_error" if scores is None else "agreement", batches.to_json(), by_fidelity)
 
 
 def _open(path: Path) -> runtime.Session:

@@ -87,17 +87,26 @@ class _Run:
         self._judge, self._context, self._folder = judge, context, folder
         self._ranking = Ranking((), 0)
         self._float: set[str] = set()
-        self._made: dict[Excluded, tuple[ir.Model, Effect, Context]] = {}
+        self._best: tuple[Excluded, ir.Model, Effect, Context] | None = None
 
     def into(self, model: ir.Model) -> Effect:
         found = search(self._rank, self._attempt, weight_bytes=self._weight_bytes, tries=self._options.tries)
-        if found.best is None:
+        if found.best is None or self._best is None:
             raise self._failure(found)
-        made, effect, context = self._made[found.best.excluded]
+        _, made, effect, context = self._best
         known = set(self._context.notes)
         self._context.notes.extend(note for note in context.notes if note not in known)
+        explained = self._explain(found.best, found)
+        high, allowed = explained["high"], self._options.max_drop
+        if high is not None and high > allowed:
+            self._context.note(
+                f"the drop of {self._judge.metric} is {explained['drop']:.4g}, but up to {high:.4g} is possible "
+                f"(95 %): {self._judge.samples} samples do not show for certain that it is within {allowed:g}"
+            )
         transplant(model, made)
-        return Effect(True, {**effect.details, "search": self._explain(found)})
+        reasons = {n["node"]: _why(n) for n in explained["excluded"]}
+        skipped = [{**s, "reason": reasons.get(s["node"], s["reason"])} for s in effect.details["skipped"]]
+        return Effect(True, {**effect.details, "skipped": skipped, "search": explained})
 
     def _rank(self) -> list[str]:
         data = self._context.data
@@ -130,21 +139,19 @@ class _Run:
             self._float = {entry["node"] for entry in effect.details["skipped"]}
         verdict = self._judge.verdict(path)
         fits = verdict.fits(self._options.max_drop)
-        if fits:
-            self._made = {e: kept for e, kept in self._made.items() if len(e) < len(excluded)}
-            self._made[excluded] = candidate, effect, context
+        if fits and (self._best is None or len(excluded) < len(self._best[0])):
+            self._best = excluded, candidate, effect, context
         return Tried(excluded, verdict, fits)
 
     def _weight_bytes(self, node: str) -> int:
         return next(n.target.weight_bytes for n in self._ranking.nodes if n.target.node == node)
 
-    def _explain(self, found: Found) -> dict[str, Any]:
-        assert found.best is not None
+    def _explain(self, best: Tried, found: Found) -> dict[str, Any]:
         back = drops_when_put_back(found)
         nodes = []
         for entry in self._ranking.nodes:
             target = entry.target
-            if target.node in found.best.excluded:
+            if target.node in best.excluded:
                 nodes.append(
                     {
                         **entry.to_json(),
@@ -152,13 +159,14 @@ class _Run:
                         "drop_if_quantized": back.get(target.node),
                     }
                 )
-        verdict = found.best.verdict
+        verdict = best.verdict
         return {
             "metric": self._judge.metric,
             "max_drop": self._options.max_drop,
             **to_json(verdict),
             "certain": _certain(verdict, self._options.max_drop),
             "samples": self._judge.samples,
+            "data": self._judge.data,
             "excluded": nodes,
             "complete": found.complete,
             "tried": [t.to_json() for t in found.tried],
@@ -180,6 +188,14 @@ class _Run:
             where=f"most harmful nodes: {worst}" if worst else None,
             hint="nothing was written; allow a larger drop, choose fewer --op-types or another mode",
         )
+
+
+def _why(node: Mapping[str, Any]) -> str:
+    """Why a node of `search.excluded` stays in float."""
+    damage = "no finite outputs" if node["damage"] is None else f"a relative error of {node['damage']:.3g}"
+    drop = node["drop_if_quantized"]
+    worth = "" if drop is None else f"; quantized too, the drop would be {drop:.4g}"
+    return f"left in float to stay within the budget: alone it causes {damage}{worth}"
 
 
 def _certain(verdict: Verdict | None, max_drop: float) -> bool:

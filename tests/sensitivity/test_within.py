@@ -47,6 +47,9 @@ def test_only_the_ruined_node_stays_in_float(model, tmp_path, step):
     assert [len(t["excluded"]) for t in found["tried"]] == [0, 1]
     assert [t["fits"] for t in found["tried"]] == [False, True]
     assert found["ranking"][0]["node"] == "second"
+    (skipped,) = effect["skipped"]
+    assert skipped["node"] == "second"
+    assert "quantized too, the drop would be" in skipped["reason"]
     names = {t.name for t in onnx.load(tmp_path / "o.onnx").graph.initializer}
     assert "second.weight" in names
     assert not {"first.weight", "third.weight"} & names
