@@ -6,7 +6,14 @@ from onnxcomp.passes.cast import CastFloat
 from onnxcomp.passes.fuse import Fuse
 from onnxcomp.passes.opset import UpgradeOpset
 from onnxcomp.passes.prune import PruneMagnitude
-from onnxcomp.passes.quantize import Equalize, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Smooth
+from onnxcomp.passes.quantize import (
+    CorrectBias,
+    Equalize,
+    QuantizeDynamic,
+    QuantizeStatic,
+    QuantizeWeights,
+    Smooth,
+)
 from onnxcomp.passes.simplify import Simplify
 
 CATALOGUE: tuple[type[Pass], ...] = (
@@ -17,6 +24,7 @@ CATALOGUE: tuple[type[Pass], ...] = (
     PruneMagnitude,
     Equalize,
     Smooth,
+    CorrectBias,
     QuantizeDynamic,
     QuantizeStatic,
     QuantizeWeights,
@@ -27,6 +35,7 @@ __all__ = [
     "CATALOGUE",
     "CastFloat",
     "Context",
+    "CorrectBias",
     "Effect",
     "Equalize",
     "FoldBatchNorm",

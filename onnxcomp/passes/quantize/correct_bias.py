@@ -1,0 +1,78 @@
+"""`correct-bias`: take the mean error that int8 weights will cause out of the biases."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxcomp.activations import Channels, observe
+from onnxcomp.errors import CalibrationError
+from onnxcomp.passes.base import Context, Effect, Pass, named, option
+from onnxcomp.passes.batchnorm import fold, make_constants
+from onnxcomp.passes.quantize.common import resolve_reduce_range
+from onnxcomp.passes.quantize.layers import Layer, layers
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorrectBias(Pass):
+    """Rounded weights shift the mean of each output; a bias can shift it back for nothing.
+
+    The bias of a channel changes by -(W_int8 - W) E[x], with the mean of the inputs on real data; W_int8 is what
+    `quantize-dynamic` or `quantize-static` will make, run it before these with the same `per_channel` and
+    `reduce_range`. Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with measured means.
+
+    Rules:
+        1. Conv, Gemm, and MatMul with an Add of a stored bias. A Conv without a bias gets one.
+        2. BatchNormalization is folded first.
+        3. Left alone: weights that several nodes use, with a note; nodes in `exclude`; subgraphs.
+    """
+
+    name: ClassVar[str] = "correct-bias"
+    needs_data: ClassVar[bool] = True
+
+    per_channel: bool = option(True, "one scale per output channel instead of one per tensor")
+    reduce_range: bool | None = option(None, "7-bit weights for CPUs without VNNI; unset: decided by this host")
+    exclude: tuple[str, ...] = option((), "nodes, or torch modules ('encoder.layer.3'), to leave as they are")
+
+    def apply(self, model: ir.Model, context: Context) -> Effect:
+        """Raises CalibrationError without data or for NaN and infinity in it, UsageError for an unknown name."""
+        if context.data is None:
+            raise CalibrationError("correcting biases needs data", where="data", hint="give --data")
+        context.data.require_real("correcting biases")
+        make_constants(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        fold(model)
+        excluded = {node for nodes in named(model, self.exclude).values() for node in nodes}
+        found = [layer for layer in layers(model) if layer.node.name not in excluded]
+        for layer in found:
+            if layer.shared:
+                context.note("not corrected: other nodes use its weight too", layer.node.name or "")
+        found = [layer for layer in found if not layer.shared]
+        # ORT's 7-bit weights reach from -64 to 64
+        top = 64 if resolve_reduce_range(self.reduce_range, context) else 127
+        means = {(layer.input.name or "", layer.axis): Channels(layer.axis) for layer in found}
+        wanted: dict[str, list[Channels]] = {}
+        for (name, _), channels in means.items():
+            wanted.setdefault(name, []).append(channels)
+        observe(model, context.data, wanted, workdir=context.workdir, store=context.store)
+        done: list[dict[str, Any]] = []
+        for layer in found:
+            seen = means[layer.input.name or "", layer.axis]
+            change = _shift(layer, seen, top, per_channel=self.per_channel) if seen.count else np.zeros(0)
+            if np.any(change) and layer.add_to_bias(change):
+                done.append({"node": layer.node.name, "largest": float(np.abs(change).max())})
+        return Effect(bool(done), {"corrected": len(done), "of": len(found), "layers": done})
+
+
+def _shift(layer: Layer, seen: Channels, top: int, *, per_channel: bool) -> np.ndarray:
+    """What the outputs lose on average when the weight is rounded: float64, (out,)."""
+    matrix = layer.matrix()
+    peak = np.abs(matrix).max(axis=0)
+    scale = np.maximum((peak if per_channel else peak.max()) / np.float32(top), _TINY)
+    return layer.mean_output(seen.mean, matrix - np.rint(matrix / scale) * scale)
