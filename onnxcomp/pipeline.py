@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,16 @@ from onnxcomp.evaluate.recorded import Recorded
 from onnxcomp.inspect import constants
 from onnxcomp.model import ModelFile
 from onnxcomp.passes.base import Context, Note, Pass, drop_unused_initializers, temporary_context
+from onnxcomp.speed import Speed
+from onnxcomp.speed import compare as compare_speed
 
 #: largest difference, relative to the largest output, that an exact pass may cause, by the model's coarsest type
 _EXACT = {"float16": 1e-2, "bfloat16": 5e-2}
 _EXACT_DEFAULT = 1e-5
+
+#: a float output that is this far from the reference's, or this little alike, is warned of
+_USELESS_DB = 5.0
+_USELESS_COSINE = 0.5
 
 #: share of the samples that judges and does not calibrate
 _HELD_OUT = 0.2
@@ -77,6 +84,7 @@ class Record:
     Attributes:
         fidelity: candidate against reference on samples that did not calibrate; None without data.
         equivalence: for exact and near passes, largest relative difference of the outputs; None if not run.
+        speed: candidate against reference; None where it was not asked for.
         data: where samples came from, and how many calibrated and judged.
     """
 
@@ -85,6 +93,7 @@ class Record:
     passes: tuple[PassRecord, ...]
     fidelity: Fidelity | None
     equivalence: float | None
+    speed: Speed | None
     data: Mapping[str, Any] | None
     warnings: tuple[str, ...]
 
@@ -102,6 +111,7 @@ class Record:
             "passes": [p.to_json() for p in self.passes],
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "equivalence": self.equivalence,
+            "speed": None if self.speed is None else self.speed.to_json(),
             "data": None if self.data is None else dict(self.data),
             "warnings": list(self.warnings),
             "versions": versions(),
@@ -121,6 +131,7 @@ def optimize(
     passes: Sequence[Pass],
     *,
     data: Batches | None = None,
+    store: Path | None = None,
     allow_no_effect: bool | Collection[str] = False,
 ) -> Optimized:
     """Run passes on a copy of a model in memory; the input stays as it is.
@@ -129,6 +140,8 @@ def optimize(
         model: an `onnx_ir.Model`, or a path to load.
         passes: in this order.
         data: samples for passes that calibrate.
+        store: a folder that keeps statistics of activations: what was interrupted goes on, what is done is
+            not repeated.
         allow_no_effect: keep going when a pass changes nothing; or the names of the passes that may.
 
     Raises NoEffectError when a pass changed nothing, GateError when the inputs or outputs changed.
@@ -137,7 +150,7 @@ def optimize(
     result = source.clone()
     before = models.signature(source)
     records = []
-    with temporary_context(data) as context:
+    with temporary_context(data, store) as context:
         for i, step in enumerate(passes):
             worker.report(f"pass {step.name}", i / len(passes))
             may_idle = allow_no_effect if isinstance(allow_no_effect, bool) else step.name in allow_no_effect
@@ -158,13 +171,16 @@ def optimize_file(
     force: bool = False,
     allow_no_effect: bool | Collection[str] = False,
     allow_larger: bool = False,
+    measure: bool = False,
+    store: str | os.PathLike[str] | None = None,
     schema: str = "onnxcomp/run/1",
 ) -> Record:
     """Run passes on a file and publish the result atomically, with `OUTPUT.record.json` beside it.
 
     With `data`, four fifths calibrate and one fifth judges the fidelity; passes that need no data
     leave all of it to the judge. Exact passes are proven: both models run on the data, or on
-    seeded noise, and must agree. For near ones the difference is only reported.
+    seeded noise, and must agree. For near ones the difference is only reported. `measure` compares the speed
+    of both files on one sample, and warns when the result is slower. `store`: see `optimize`.
 
     Raises what the passes raise; NoEffectError for a larger file; AccuracyGateError for outputs
     that are not finite or, after exact passes, not equal; OutputError. The input is never written.
@@ -178,15 +194,19 @@ def optimize_file(
     # what ORT cannot load can never be verified: better to know before hours of work
     runtime.check_loads(source)
     calibration, judging, about = _divide(data, reference, passes, batch_size)
-    done = optimize(reference, passes, data=calibration, allow_no_effect=allow_no_effect)
-    check = _Check(source, before, passes, judging, allow_larger=allow_larger, tolerance=_tolerance(reference))
+    kept = None if store is None else Path(store)
+    done = optimize(reference, passes, data=calibration, store=kept, allow_no_effect=allow_no_effect)
+    tolerance = _tolerance(reference)
+    check = _Check(source, before, passes, judging, allow_larger=allow_larger, tolerance=tolerance, measure=measure)
     del reference
     record: dict[str, Record] = {}
 
     def describe(made: ModelFile) -> bytes:
-        warnings = [*check.warnings, *about.get("warnings", ())]
+        warnings = (*check.warnings, *about.get("warnings", ()))
         facts = {k: v for k, v in about.items() if k != "warnings"} or None
-        record["it"] = Record(before, made, done.passes, check.fidelity, check.equivalence, facts, tuple(warnings))
+        record["it"] = Record(
+            before, made, done.passes, check.fidelity, check.equivalence, check.speed, facts, tuple(warnings)
+        )
         return documents.to_text({"schema": schema, **record["it"].to_json()}).encode()
 
     models.publish(done.model, output, verify=check, force=force, inputs=(source,), record=describe)
@@ -271,13 +291,15 @@ class _Check:
         *,
         allow_larger: bool,
         tolerance: float,
+        measure: bool,
     ) -> None:
         self._source, self._before, self._judging, self._tolerance = source, before, judging, tolerance
         self._exact = all(step.exact for step in passes)
         self._near = all(step.exact or step.near for step in passes)
-        self._allow_larger = allow_larger
+        self._allow_larger, self._measure = allow_larger, measure
         self.fidelity: Fidelity | None = None
         self.equivalence: float | None = None
+        self.speed: Speed | None = None
         self.warnings: list[str] = []
 
     def __call__(self, path: Path) -> None:
@@ -292,10 +314,13 @@ class _Check:
         if self._judging is not None:
             self.fidelity = self._compare(path, self._judging)
             _finite(self.fidelity)
+            self.warnings.extend(self._useless(self.fidelity))
         else:
             self.warnings.append("no data was given: the outputs were not compared on real inputs")
         if self._near:
             self._prove(path)
+        if self._measure:
+            self._compare_speed(path)
 
     def _prove(self, path: Path) -> None:
         compared = self.fidelity
@@ -325,17 +350,47 @@ class _Check:
             reference = Recorded(self._source, batches, Path(folder))
             return compare_sessions(reference, runtime.open_session(path, settings=runtime.frugal(path)), batches)
 
-    def _on_noise(self, path: Path) -> Fidelity | None:
-        """Equivalence (not quality) can be shown on noise; sizes of symbolic axes are tried."""
-        inputs = models.signature(models.load(self._source)).inputs
-        for size in (2, 16, 128, 576):
-            sizes = {d: size for spec in inputs for d in (spec.shape or ())[1:] if isinstance(d, str)}
+    def _useless(self, fidelity: Fidelity) -> Iterator[str]:
+        """A warning for each float output that has little to do with the input's."""
+        floats = {s.name for s in models.signature(models.load(self._source)).outputs if "float" in s.dtype}
+        for name, output in fidelity.outputs.items():
+            if name in floats and (output.sqnr_db < _USELESS_DB or output.cosine_mean < _USELESS_COSINE):
+                yield (
+                    f"output {name} is wrong: SQNR {output.sqnr_db:.1f} dB, cosine {output.cosine_mean:.2f} against the "
+                    f"input on {fidelity.samples} samples; do not use the result before you have measured its accuracy "
+                    "('onnxcomp evaluate'); calibrate on samples prepared like those, or leave layers in float"
+                )
+
+    def _compare_speed(self, path: Path) -> None:
+        for batches in [self._judging.in_batches_of(1)] if self._judging is not None else self._noise(1):
             try:
-                noise = Batches("random:3", inputs, batch_size=2, sizes=sizes)
+                batch = next(iter(batches))
+                self.speed = compare_speed(self._source, path, batch.feeds, batch.samples)
+            except (DataError, UsageError, StopIteration):
+                continue
+            if self.speed.slower:
+                self.warnings.append(
+                    f"slower than the input on this machine: {self.speed.ratio:.2f}x its speed on {batch.samples} "
+                    "sample with one thread; measure with 'onnxcomp bench' before you use it"
+                )
+            return
+
+    def _on_noise(self, path: Path) -> Fidelity | None:
+        """Equivalence (not quality) can be shown on noise."""
+        for noise in self._noise(2):
+            try:
                 return self._compare(path, noise)
             except (DataError, UsageError):
                 continue
         return None
+
+    def _noise(self, batch_size: int) -> Iterator[Batches]:
+        """Made-up samples, with several sizes of the symbolic axes: no model takes all of them."""
+        inputs = models.signature(models.load(self._source)).inputs
+        for size in (2, 16, 128, 576):
+            sizes = {d: size for spec in inputs for d in (spec.shape or ())[1:] if isinstance(d, str)}
+            with contextlib.suppress(DataError, UsageError):
+                yield Batches("random:3", inputs, batch_size=batch_size, sizes=sizes)
 
 
 def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool) -> PassRecord:

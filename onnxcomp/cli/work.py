@@ -27,6 +27,26 @@ def passes(model: str, output: str, steps: Sequence[tuple[str, Mapping[str, Any]
     return optimize_file(model, output, made, **options).to_json()
 
 
+def quantize_within(
+    model: str, output: str, steps: Sequence[tuple[str, Mapping[str, Any]]], *, max_drop: str, **options: Any
+) -> Json:
+    """`onnxcomp.sensitivity.quantize_within` with passes given as (name, options), and the budget as text."""
+    from onnxcomp.recipe import make_pass
+    from onnxcomp.sensitivity import parse_drop
+    from onnxcomp.sensitivity import quantize_within as run
+
+    made = [make_pass(name, values) for name, values in steps]
+    budget = parse_drop(max_drop, options["metric"])
+    return run(model, output, made, max_drop=budget, **options).to_json()
+
+
+def explain(model: str) -> Json:
+    """See `onnxcomp.explain`."""
+    from onnxcomp.explain import explain as run
+
+    return run(model).to_json()
+
+
 def recipe(path: str, model: str, output: str, **options: Any) -> Json:
     """`onnxcomp.pipeline.optimize_file` with the passes of a recipe."""
     from onnxcomp.pipeline import optimize_file

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError, UnsupportedError
-from onnxcomp.report import plots, tables, text
+from onnxcomp.report import effects, plots, text
 
 Json = Mapping[str, Any]
 
@@ -116,7 +116,7 @@ def _demo(document: Json) -> list[Section]:
         [m["name"], nodes, reason]
         for m in models
         for step in m["passes"]
-        for nodes, reason in tables.skipped(step["effect"])
+        for nodes, reason in effects.skipped(step["effect"])
     ]
     notes = [
         f"{step['name']}: {note['node'] + ': ' if note['node'] else ''}{note['reason']}"
@@ -207,8 +207,8 @@ def _record(document: Json) -> list[Section]:
         ["input", before["path"], text.size(before["bytes"]), before["sha256"]],
         ["output", after["path"], text.size(after["bytes"]), after["sha256"]],
     ]
-    steps = [[s["name"], tables.effect(s["effect"]), f"{s['seconds']:.1f} s"] for s in document["passes"]]
-    left = [list(entry) for step in document["passes"] for entry in tables.skipped(step["effect"])]
+    steps = [[s["name"], effects.effect(s["effect"]), f"{s['seconds']:.1f} s"] for s in document["passes"]]
+    left = [list(entry) for step in document["passes"] for entry in effects.skipped(step["effect"])]
     found = [Table(["", "file", "size", "sha256"], rows), Table(["pass", "effect", "time"], steps)]
     if left:
         found.append(Table(["nodes left in float", "reason"], left))

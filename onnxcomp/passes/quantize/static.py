@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,13 +12,16 @@ import onnx_ir as ir
 from onnxcomp.data import Batches
 from onnxcomp.errors import CalibrationError
 from onnxcomp.passes.base import Context, Effect, Pass, option
-from onnxcomp.passes.quantize import _ort, calibrate, common, kernels, policy
+from onnxcomp.passes.quantize import _ort, calibrate, common, kernels, policy, shared
 
 #: operators that hold weights, those that an int8 Conv absorbs (with Relu and Clip a detector ran 2.4 times
 #: faster than float, without 1.8), and those between: of these only where `policy` says that it pays
 OP_TYPES = tuple(sorted({"Clip", "Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", "Relu", *policy.BETWEEN}))
 
 _FEW = 32
+
+_IDLE = "between float operators, where int8 does not pay"
+_EMPTY = "a tensor without elements has no range"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class QuantizeStatic(Pass):
     )
     exclude: tuple[str, ...] = option((), "nodes, or torch modules ('encoder.layer.3'), to leave in float")
     calibration: Literal["minmax", "percentile", "entropy", "mse"] = option(
-        "minmax", "how activation ranges are chosen"
+        "percentile", "how activation ranges are chosen; percentile leaves out 1 value of 100,000 at either end"
     )
     per_channel: bool = option(True, "one scale per output channel instead of one per tensor")
     reduce_range: bool | None = option(
@@ -54,18 +58,23 @@ class QuantizeStatic(Pass):
         _check_data(context.data)
         kept, fragile = common.prepare(model, context, self.exclude)
         kernels.make_reachable(model)
-        idle = policy.float_nodes(model, op_types, {*kept, *fragile}) if self.op_types is None else []
         request = _ort.Request(
             op_types=op_types,
-            exclude=(*kept, *fragile, *idle),
+            exclude=(*kept, *fragile),
             per_channel=self.per_channel,
             reduce_range=common.resolve_reduce_range(self.reduce_range, context),
         )
-        ledger = common.account(model, request, fragile)
+        shared.untie(model, request)
+        idle = policy.float_nodes(model, op_types, request.exclude) if self.op_types is None else []
+        request = request.without(idle)
         ranges = calibrate.measure(model, op_types, context.data, context, self.calibration)
+        empty = _without_range(model, op_types, ranges)
+        request = request.without(empty)
+        ledger = common.account(model, request, fragile, dict.fromkeys(idle, _IDLE) | dict.fromkeys(empty, _EMPTY))
+        request = request.without(ledger.held_back)
         common.quantize_tables(model, request)
         result = _ort.static(model, request, context, ranges)
-        settled = ledger.settle(result)
+        settled = ledger.settle(result, context.notes)
         common.finish(model, result, settled)
         samples = context.data.samples
         if samples < _FEW:
@@ -73,31 +82,48 @@ class QuantizeStatic(Pass):
         return Effect(True, {**settled, "reduce_range": request.reduce_range, "calibration_samples": samples})
 
 
+def _without_range(model: ir.Model, op_types: Collection[str], ranges: calibrate.Ranges) -> list[str]:
+    """Names of nodes that take or give float tensors of no elements: ORT returns numbers made up for them."""
+    return [
+        node.name or ""
+        for node in model.graph
+        if node.op_type in op_types
+        and not node.domain
+        and any(_misses(v, ranges) for v in (*node.inputs, *node.outputs))
+    ]
+
+
+def _misses(value: ir.Value | None, ranges: calibrate.Ranges) -> bool:
+    if value is None or value.const_value is not None or value.dtype != ir.DataType.FLOAT:
+        return False
+    return value.name not in ranges
+
+
 def _check_data(data: Batches) -> None:
     """One pass over the feeds: NaN, infinity and constant inputs give useless ranges without a word."""
-    spread: dict[str, tuple[float, float]] = {}
+    ends: dict[str, tuple[float, float]] = {}
     samples = 0
     for batch in data:
         samples += batch.samples
         for name, array in batch.feeds.items():
-            if array.dtype.kind != "f" or array.size == 0:
+            if array.dtype.kind not in "fiu" or array.size == 0:
                 continue
             finite = np.isfinite(array)
             if not np.all(finite):
-                row = int(np.argmin(finite.reshape(len(array), -1).all(axis=1))) if array.ndim else 0
+                rows = finite.reshape(len(array), -1).all(axis=1) if array.ndim else finite.reshape(1)
+                sample = data.index_in_source(batch.start + (int(np.argmin(rows)) if len(rows) == batch.samples else 0))
                 raise CalibrationError(
                     "the calibration data holds NaN or infinity",
-                    where=f"{data.source.name}: {name}, sample {batch.start + row}",
+                    where=f"{data.source.name}: {name}, sample {sample}",
                     hint="remove or repair the sample",
                 )
-            low, high = spread.get(name, (np.inf, -np.inf))
-            spread[name] = (min(low, float(array.min())), max(high, float(array.max())))
+            low, high = ends.get(name, (np.inf, -np.inf))
+            ends[name] = (min(low, float(array.min())), max(high, float(array.max())))
     if samples == 0:
         raise CalibrationError("the calibration data holds no samples", where=data.source.name)
-    floats = [name for name, (low, high) in spread.items() if low < high]
-    if spread and not floats:
+    if ends and all(low == high for low, high in ends.values()):
         raise CalibrationError(
             "the calibration data is constant: activation ranges would be degenerate",
-            where=f"{data.source.name}: {', '.join(spread)}",
+            where=f"{data.source.name}: {', '.join(ends)}",
             hint="give samples like those the model will see",
         )

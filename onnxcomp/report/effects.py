@@ -1,0 +1,97 @@
+"""What a pass did, in one line, from the `effect` of its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from onnxcomp.report import text
+
+Json = Mapping[str, Any]
+
+_MOST_SKIPPED = 8
+
+
+def effect(found: Json) -> str:
+    """One line about what a pass did."""
+    for key, say in _BY_KEY.items():
+        if key in found:
+            return say(found)
+    return ", ".join(f"{key} {value}" for key, value in found.items())
+
+
+def skipped(found: Json) -> list[tuple[str, str]]:
+    """(nodes, reason) of what a pass refused, one entry per reason."""
+    groups: dict[str, list[str]] = {}
+    for one in found.get("skipped", found.get("kept", ())):
+        groups.setdefault(one["reason"], []).append(one["node"])
+    entries = []
+    for reason, nodes in groups.items():
+        more = f" and {len(nodes) - _MOST_SKIPPED} more" if len(nodes) > _MOST_SKIPPED else ""
+        entries.append((", ".join(nodes[:_MOST_SKIPPED]) + more, reason))
+    return entries
+
+
+def _quantized(found: Json) -> str:
+    share = found["quantized_weight_bytes"] / max(found["total_weight_bytes"], 1)
+    reduced = ", 7 bits on this CPU" if found.get("reduce_range") else ""
+    line = (
+        f"{found['quantized_weights']} of {found['total_weights']} weights in int{found.get('bits', 8)}, "
+        f"{text.percent(share, 1)} of their bytes{reduced}"
+    )
+    if "search" not in found:
+        return line
+    search = found["search"]
+    drop = text.score_interval({**search, "value": search["drop"]}, search["metric"])
+    return f"{line}; drop {drop}, {len(search['excluded'])} nodes in float after {len(search['tried'])} candidates"
+
+
+def _pruned(found: Json) -> str:
+    packed = found["download_bytes"]
+    return (
+        f"{text.number(found['removed_parameters'])} of {text.number(found['parameters'])} weights set to zero; "
+        f"{found['label']}: compressed {text.size(packed['before'])} -> {text.size(packed['after'])}"
+    )
+
+
+def _smoothed(found: Json) -> str:
+    own = found["multiplications"]
+    return f"{found['smoothed']} of {found['of']} activations; {own} of them by a multiplication of their own"
+
+
+def _cast(found: Json) -> str:
+    stored, nodes = found["weight_bytes"], found["nodes"]
+    return (
+        f"{found['weights']} weights in {found['dtype']}, {text.size(stored['before'])} -> "
+        f"{text.size(stored['after'])}; {nodes['cast']} nodes compute in it, {nodes['kept']} in float32"
+    )
+
+
+def _fused(found: Json) -> str:
+    seen = {what.replace("_", " "): n for what, n in found["patterns"].items() if n["found"]}
+    shares = ", ".join(f"{n['fused']} of {n['found']} {what}" for what, n in seen.items())
+    return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {shares or 'nothing to fuse'}"
+
+
+def _simplified(found: Json) -> str:
+    changes = [f"-{n} {op}" for op, n in found["removed"].items()]
+    changes += [f"+{n} {op}" for op, n in found["added"].items()]
+    what = ", ".join(c.replace("ai.onnx::", "") for c in changes[:6]) or "initializers only"
+    return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {what}"
+
+
+#: key that an effect has -> what says it; the first one counts
+_BY_KEY: Mapping[str, Callable[[Json], str]] = {
+    "quantized_weights": _quantized,
+    "removed_parameters": _pruned,
+    "smoothed": _smoothed,
+    "equalized": lambda found: f"{found['equalized']} of {found['pairs']} pairs of layers",
+    "corrected": lambda found: f"{found['corrected']} of {found['of']} biases",
+    "casts": _cast,
+    "patterns": _fused,
+    "nodes": _simplified,
+    "batch_normalizations": lambda found: (
+        f"{found['folded']} of {found['batch_normalizations']} BatchNormalization folded"
+    ),
+    "opset": lambda found: f"opset {found['opset']['before']} -> {found['opset']['after']}",
+}
