@@ -1,243 +1,31 @@
 #!/usr/bin/env python3
-"""Nodes and bytes after `onnxcomp optimize`, beside onnxslim and onnxsim, for every model of a folder.
+"""onnxcomp beside other tools.
 
-    .venv/bin/python scripts/compare_peers.py FOLDER [--json runs/peers/result.json] [--timeout 300]
+    .venv/bin/python scripts/compare_peers.py optimize FOLDER    nodes and bytes beside onnxslim and onnxsim
+    .venv/bin/python scripts/compare_peers.py quantize           int8 beside ONNX Runtime, NNCF, neural-compressor
 
-The peers live in an environment of their own, runs/peers/.venv, made at the first run. Every tool runs
-as a process with a time limit, from file to file, at its defaults. Nodes are those of the graph, its
-subgraphs and functions, but for Constant: stored numbers are no work, whoever stores them how. Outputs
-are compared with the input model's in ONNX Runtime, on seeded noise. A model that onnxcomp refuses
-because there is nothing to gain (exit 5) stands as it was; seconds and memory include starting Python.
+The peers live in environments of their own below runs/peers, made at the first run.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import pathlib
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from typing import Any
 
-import onnx
-from rich.console import Console
-from rich.table import Table
-
-from onnxcomp import runtime
-from onnxcomp.data import Batches
-from onnxcomp.errors import DataError, GateError, OnnxcompError, UsageError
-from onnxcomp.evaluate import compare_sessions
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / "runs" / "peers" / ".venv"
-PEERS = ("onnxslim", "onnxsim")
-
-#: largest difference, relative to the largest output; float16 models round coarser
-ALLOWED = {"float16": 1e-2}
-ALLOWED_DEFAULT = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What one tool made of one model.
-
-    Attributes:
-        verdict: 'equal', 'unchanged', 'not checked', or what is wrong.
-        error: largest relative difference of the outputs; None where not compared.
-        unused: initializers that nothing uses.
-    """
-
-    tool: str
-    verdict: str
-    nodes: int | None = None
-    bytes: int | None = None
-    error: float | None = None
-    unused: int | None = None
-    seconds: float | None = None
-    peak_bytes: int | None = None
-
-    @property
-    def good(self) -> bool:
-        """Whether the result may be compared with others."""
-        return self.verdict in ("equal", "unchanged", "not checked")
+from peers import optimize, quantize
 
 
 def main() -> int:
-    """Print the table; 1 where onnxcomp has more nodes than the best peer, more bytes than the input, or is wrong."""
+    """The exit code of the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--json", type=pathlib.Path, default=ROOT / "runs" / "peers" / "result.json")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for one tool on one model")
+    commands = parser.add_subparsers(required=True)
+    for name, module in (("optimize", optimize), ("quantize", quantize)):
+        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     options = parser.parse_args()
-    make_environment()
-    found: dict[str, list[Result]] = {}
-    for path in sorted(options.folder.glob("*.onnx")):
-        print(f"{path.stem} ...", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            found[path.stem] = list(results(path, pathlib.Path(folder), options.timeout))
-    show(found)
-    worse = {name: why for name, tools in found.items() if (why := shortfall(tools))}
-    for name, why in worse.items():
-        print(f"{name}: {why}")
-    document = {name: [dataclasses.asdict(tool) for tool in tools] for name, tools in found.items()}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"versions": versions(), "models": document, "worse": worse}, indent=2) + "\n")
-    return 1 if worse else 0
-
-
-def make_environment() -> None:
-    """Install the peers, with the runtime that the tests ran with, away from our own environment."""
-    if all((ENVIRONMENT / "bin" / peer).exists() for peer in PEERS):
-        return
-    print(f"installing {', '.join(PEERS)} into {ENVIRONMENT}", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-    pip = [ENVIRONMENT / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", ROOT / "constraints.txt", *PEERS, "onnx", "onnxruntime"], check=True)
-
-
-def versions() -> dict[str, str]:
-    """Version of every peer."""
-    command = [ENVIRONMENT / "bin" / "python", "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
-    listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    return {entry["name"]: entry["version"] for entry in listed if entry["name"] in {*PEERS, "onnx", "onnxruntime"}}
-
-
-def results(path: pathlib.Path, folder: pathlib.Path, timeout: float) -> Iterator[Result]:
-    """The input, onnxcomp, and the peers."""
-    before = onnx.load(path)
-    yield Result("input", "unchanged", count_nodes(before), path.stat().st_size, unused=count_unused(before))
-    ours = [sys.executable, "-m", "onnxcomp", "optimize", path, "--quiet", "-o"]
-    commands = {"onnxcomp": ours, **{peer: [ENVIRONMENT / "bin" / peer, path] for peer in PEERS}}
-    for tool, command in commands.items():
-        output = folder / f"{tool}.onnx"
-        code, message, seconds, peak = run([*command, output], timeout)
-        if tool == "onnxcomp" and code == GateError.code and ("changed nothing" in message or "larger" in message):
-            verdict, error, made = "unchanged", None, path
-        elif code or not output.exists():
-            line = next((text for text in reversed(message.strip().splitlines()) if text.strip()), "no output")
-            yield Result(tool, f"failed: {line.strip()[:80]}", seconds=seconds, peak_bytes=peak)
-            continue
-        else:
-            (verdict, error), made = judge(path, output), output
-        model = onnx.load(made)
-        size = made.stat().st_size
-        yield Result(tool, verdict, count_nodes(model), size, error, count_unused(model), seconds, peak)
-
-
-#: runs a command and prints the peak resident memory of its largest process; a small process of its own,
-#: because Linux counts what the parent held when it forked
-_WATCH = """
-import resource, subprocess, sys
-try:
-    code = subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL, timeout=float(sys.argv[1])).returncode
-except subprocess.TimeoutExpired:
-    code = 124
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(f"\\n{code} {peak}")
-"""
-
-
-def run(command: list[Any], timeout: float) -> tuple[int, str, float, int]:
-    """(exit code, output, seconds, peak resident bytes); 124 for a process that took too long and was killed."""
-    start = time.monotonic()
-    watched = [sys.executable, "-I", "-S", "-c", _WATCH, str(timeout), *map(str, command)]
-    done = subprocess.run(watched, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
-    seconds = time.monotonic() - start
-    text, last = done.stdout.decode(errors="replace").rstrip().rsplit("\n", 1)
-    code, peak = map(int, last.split())
-    return code, f"no result after {timeout:g} s" if code == 124 else text, seconds, peak * 1024
-
-
-def judge(reference: pathlib.Path, candidate: pathlib.Path) -> tuple[str, float | None]:
-    """(verdict, largest relative difference)."""
-    try:
-        first = runtime.open_session(reference)
-    except OnnxcompError:
-        return "not checked", None
-    try:
-        second = runtime.open_session(candidate)
-    except OnnxcompError as error:
-        return f"wrong: does not load: {error.message[:80]}", None
-    inputs = first.signature.inputs
-    for size in (2, 16, 128, 576):
-        sizes = {d: size for spec in inputs for d in (spec.shape or ())[1:] if isinstance(d, str)}
-        try:
-            first.run(next(iter(Batches("random:3", inputs, batch_size=2, sizes=sizes))).feeds)
-        except (DataError, UsageError):
-            continue
-        try:
-            found = compare_sessions(first, second, Batches("random:3", inputs, batch_size=2, sizes=sizes))
-        except DataError as error:
-            return f"wrong: {error.message[:80]}", None
-        worst = max((output.max_rel for output in found.outputs.values()), default=0.0)
-        dtypes = {spec.dtype for spec in (*inputs, *first.signature.outputs)}
-        allowed = max((ALLOWED.get(dtype, ALLOWED_DEFAULT) for dtype in dtypes), default=ALLOWED_DEFAULT)
-        return ("equal" if worst <= allowed else f"wrong: differs by {worst:.1g}"), worst
-    return "not checked", None
-
-
-def count_nodes(model: onnx.ModelProto) -> int:
-    """Nodes but for Constant, of all graphs and functions."""
-    return sum(node.op_type != "Constant" for node in nodes(model))
-
-
-def count_unused(model: onnx.ModelProto) -> int:
-    """Initializers of the main graph that no node and no output of any graph names."""
-    used = {output.name for output in model.graph.output}
-    for node in nodes(model):
-        used.update(node.input)
-        used.update(output.name for attribute in node.attribute for output in attribute.g.output)
-    return sum(tensor.name not in used for tensor in model.graph.initializer)
-
-
-def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node."""
-    stack = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    while stack:
-        node = stack.pop()
-        yield node
-        for attribute in node.attribute:
-            stack += attribute.g.node
-            stack += [inner for graph in attribute.graphs for inner in graph.node]
-
-
-def shortfall(tools: list[Result]) -> str | None:
-    """In what onnxcomp is worse than the best peer, or not as promised."""
-    before, ours, *peers = tools
-    if not ours.good:
-        return ours.verdict if any(peer.verdict == "equal" for peer in peers) else None
-    assert ours.nodes is not None
-    assert ours.bytes is not None
-    assert before.bytes is not None
-    if ours.bytes > before.bytes:
-        return f"{ours.bytes} bytes, the input has {before.bytes}"
-    if ours.unused and ours.verdict != "unchanged":
-        return f"{ours.unused} unused initializers"
-    best = min((peer.nodes for peer in peers if peer.good and peer.nodes is not None), default=ours.nodes)
-    return f"{ours.nodes} nodes, the best peer has {best}" if ours.nodes > best else None
-
-
-def show(found: dict[str, list[Result]]) -> None:
-    """One row per model: nodes, bytes, what is wrong; seconds and MiB."""
-    table = Table(title="nodes / bytes after each tool (seconds, peak MiB)")
-    table.add_column("model", no_wrap=True)
-    for tool in ("input", "onnxcomp", *PEERS):
-        table.add_column(tool)
-    for name, tools in found.items():
-        table.add_row(name, *map(cell, tools))
-    Console(width=170).print(table)
-
-
-def cell(result: Result) -> str:
-    """'369 / 3660092 (1.2 s, 210 MiB)'."""
-    figures = f"{result.nodes} / {result.bytes}" if result.nodes is not None else ""
-    note = "" if result.verdict == "equal" or result.tool == "input" else f" {result.verdict}"
-    cost = f" ({result.seconds:.1f}, {(result.peak_bytes or 0) >> 20})" if result.seconds is not None else ""
-    return f"{figures}{note}{cost}".strip()
+    code: int = options.run(options)
+    return code
 
 
 if __name__ == "__main__":
