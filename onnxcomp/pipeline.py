@@ -356,9 +356,10 @@ class _Check:
         for name, output in fidelity.outputs.items():
             if name in floats and (output.sqnr_db < _USELESS_DB or output.cosine_mean < _USELESS_COSINE):
                 yield (
-                    f"output {name} is wrong: SQNR {output.sqnr_db:.1f} dB, cosine {output.cosine_mean:.2f} against the "
-                    f"input on {fidelity.samples} samples; do not use the result before you have measured its accuracy "
-                    "('onnxcomp evaluate'); calibrate on samples prepared like those, or leave layers in float"
+                    f"output {name} has little to do with the input's: SQNR {output.sqnr_db:.1f} dB, cosine "
+                    f"{output.cosine_mean:.2f} on {fidelity.samples} samples; do not use the result before "
+                    "'onnxcomp evaluate' has shown its accuracy, and check that the calibration samples are "
+                    "prepared like those that the model will see"
                 )
 
     def _compare_speed(self, path: Path) -> None:

@@ -53,7 +53,7 @@ EXPECTED: dict[str, str] = {
     "mlperftiny_ad_autoencoder": "ok ok ok ok ok NoEffectError ok ok ok",
     "mlperftiny_resnet8_cifar10": "ok ok ok ok ok NoEffectError ok ok ok",
     "mnist_cntk": "ok ok ok ok ok NoEffectError ok ok ok",
-    "osf_mnv3_detection_opt": "ok NoEffectError UnsupportedError ok ok NoEffectError ok NoEffectError NoEffectError",
+    "osf_mnv3_detection_opt": "ok NoEffectError ok ok ok NoEffectError ok NoEffectError NoEffectError",
     "silero_vad_16k_op15": "ok NoEffectError ok ok ok NoEffectError ok ok NoEffectError",
     "snips_transformer": "NoEffectError ok ok ok ok ok NoEffectError NoEffectError ok",
     "superres_prepost_op18": 9 * "UnsupportedError ",
@@ -68,9 +68,7 @@ EXPECTED: dict[str, str] = {
     "tribuo_tinybert": "ok ok ok ok ok ok ok NoEffectError ok",
     "ultraface_RFB_320": "ok NoEffectError ok ok ok NoEffectError ok ok NoEffectError",
     "vespa_custom_similarity": "NoEffectError ok ok ok ok NoEffectError ok ok ok",
-    "winml_SqueezeNet_fp16": (
-        "ok UnsupportedError UnsupportedError ok NoEffectError NoEffectError ok NoEffectError NoEffectError"
-    ),
+    "winml_SqueezeNet_fp16": "ok NoEffectError ok ok NoEffectError NoEffectError ok NoEffectError NoEffectError",
     "yolox_nano": "ok NoEffectError ok ok ok NoEffectError ok NoEffectError NoEffectError",
     "yunet_n_320_320": "ok NoEffectError ok ok ok NoEffectError ok ok NoEffectError",
 }

@@ -161,7 +161,8 @@ class _OutputSums:
     def add(self, reference: np.ndarray, candidate: np.ndarray, samples: int) -> None:
         r, c = reference.astype(np.float64), candidate.astype(np.float64)
         same = (r == c) | (np.isnan(r) & np.isnan(c))  # also equal infinities: no difference
-        diff = np.where(same, 0.0, r - c)
+        with np.errstate(invalid="ignore"):  # equal infinities
+            diff = np.where(same, 0.0, r - c)
         self.count += 1
         self._signal += float(np.sum(np.where(np.isfinite(r), r, 0.0) ** 2))
         self._noise += float(np.sum(diff**2))

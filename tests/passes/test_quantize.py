@@ -167,17 +167,6 @@ def test_already_quantized(mlp, tmp_path):
         run(tmp_path / "q.onnx", tmp_path / "o.onnx", QuantizeDynamic())
 
 
-def test_float16_weights(tmp_path):
-    proto = builders.mlp()
-    for i, tensor in enumerate(proto.graph.initializer):
-        half = numpy_helper.to_array(tensor).astype(np.float16)
-        proto.graph.initializer[i].CopyFrom(numpy_helper.from_array(half, tensor.name))
-    for face in (*proto.graph.input, *proto.graph.output):
-        face.type.tensor_type.elem_type = TensorProto.FLOAT16
-    with pytest.raises(UnsupportedError, match="float16"):
-        run(builders.save(proto, tmp_path / "m.onnx"), tmp_path / "o.onnx", QuantizeDynamic())
-
-
 @pytest.mark.parametrize(
     ("data", "error", "text"),
     [

@@ -12,7 +12,7 @@ import dataclasses
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,15 @@ from onnxcomp.errors import (
     UsageError,
     nearest,
 )
+from onnxcomp.inspect import all_nodes
 from onnxcomp.passes.base import Context, drop_inner_shapes, muted
 from onnxcomp.passes.quantize import calibrate
 
 #: a tensor whose type onnx cannot infer, behind an operator of com.microsoft, is float32
 _EXTRA = {"MatMulConstBOnly": True, "DefaultTensorType": int(ir.DataType.FLOAT)}
 
-#: their kernels give float32 for nothing; what follows (bias, activation) is more accurate, and as fast
-_FLOAT_OUTPUT = ("Gemm", "MatMul")
+#: the next float32 after 1, for `alpha`
+_MARK = 1 + 2.0**-23
 
 #: how many nodes that make the result unloadable are given up before the pass gives up
 _RETRIES = 12
@@ -60,6 +61,10 @@ class Request:
     per_channel: bool
     reduce_range: bool
 
+    def without(self, nodes: Iterable[str]) -> Request:
+        """The same, with these nodes in float too."""
+        return dataclasses.replace(self, exclude=(*self.exclude, *nodes))
+
 
 def check_op_types(op_types: tuple[str, ...], *, static: bool) -> None:
     """Raise UsageError for an operator that ORT's quantizer does not know (it would ignore it)."""
@@ -76,12 +81,19 @@ def check_op_types(op_types: tuple[str, ...], *, static: bool) -> None:
 
 def dynamic(model: ir.Model, request: Request, context: Context) -> ir.Model:
     """Weights to int8, activations quantized while running."""
+    # ORT makes every Gemm that it can a MatMul first, and then asks for the type of that
+    products = {"Gemm", "MatMul"}
+    types = [op for op in request.op_types if op not in {"Gather", *products}]  # `embedding` did Gather
+    if products & set(request.op_types):
+        types.append("MatMul")
+    others = products - set(request.op_types)
+    request = request.without(node.name for node in model.graph if node.op_type in others and node.name)
 
     def write(source: Path, target: Path, exclude: tuple[str, ...]) -> None:
         quantization.quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=[op for op in request.op_types if op != "Gather"],  # `embedding` did those
+            op_types_to_quantize=types,
             per_channel=request.per_channel,
             reduce_range=request.reduce_range,
             weight_type=quantization.QuantType.QInt8,
@@ -90,7 +102,11 @@ def dynamic(model: ir.Model, request: Request, context: Context) -> ir.Model:
             extra_options=dict(_EXTRA),
         )
 
-    return _until_it_loads(model, request, context, write)
+    kept = model.clone()
+    _mark_kept(kept, request.exclude)
+    made = _until_it_loads(kept, request, context, write)
+    _unmark(made)
+    return made
 
 
 def static(model: ir.Model, request: Request, context: Context, ranges: calibrate.Ranges) -> ir.Model:
@@ -113,7 +129,7 @@ def static(model: ir.Model, request: Request, context: Context, ranges: calibrat
             use_external_data_format=_is_large(model),
             calibrate_method=quantization.CalibrationMethod.MinMax,
             calibration_cache_path=cache,
-            extra_options={**_EXTRA, "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUT)},
+            extra_options={**_EXTRA, "OpTypesToExcludeOutputQuantization": list(calibrate.FLOAT_OUTPUT)},
         )
 
     return _until_it_loads(model, request, context, write)
@@ -122,6 +138,20 @@ def static(model: ir.Model, request: Request, context: Context, ranges: calibrat
 def _is_large(model: ir.Model) -> bool:
     held = (v.const_value for v in model.graph.initializers.values())
     return sum(t.nbytes for t in held if t is not None) > models.EXTERNAL_ABOVE
+
+
+def _mark_kept(model: ir.Model, exclude: Collection[str]) -> None:
+    """Make a Gemm that stays in float one that ORT does not make a MatMul of: it would store the matrix anew."""
+    for node in all_nodes(model):
+        kept = node.name in exclude or node.graph is not model.graph
+        if kept and node.op_type == "Gemm" and node.attributes.get_float("alpha", 1.0) == 1.0:
+            node.attributes["alpha"] = ir.AttrFloat32("alpha", _MARK)
+
+
+def _unmark(model: ir.Model) -> None:
+    for node in all_nodes(model):
+        if node.op_type == "Gemm" and node.attributes.get_float("alpha", 1.0) == _MARK:
+            del node.attributes["alpha"]
 
 
 def _until_it_loads(model: ir.Model, request: Request, context: Context, write: Any) -> ir.Model:

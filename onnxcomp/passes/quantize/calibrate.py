@@ -6,38 +6,90 @@ from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
-from onnxcomp.activations import Histogram, Range, observe
+from onnxcomp.activations import Histogram, observe
+from onnxcomp.activations.statistics import Statistic
 from onnxcomp.data import Batches
+from onnxcomp.errors import CalibrationError, UsageError
 from onnxcomp.passes.base import Context
 from onnxcomp.passes.quantize import ranges
+from onnxcomp.passes.quantize.peaks import Peaks
+
+#: their kernels give float32 for nothing; what follows (bias, activation) is more accurate, and as fast
+FLOAT_OUTPUT = ("Gemm", "MatMul")
+
+#: they are quantized where what they take is, not for themselves
+_ABSORBED = {"Clip", "Relu"}
 
 #: {tensor: (low, high)}
 Ranges = Mapping[str, ranges.Ends]
 
 
-def measure(model: ir.Model, op_types: Collection[str], data: Batches, context: Context, method: str) -> Ranges:
+def measure(
+    model: ir.Model,
+    op_types: Collection[str],
+    data: Batches,
+    context: Context,
+    method: str,
+    *,
+    excluded: Collection[str] = (),
+) -> Ranges:
     """The range of every float tensor that nodes of these types read or write, in the main graph.
 
-    `method` is one of `ranges.METHODS`. Raises CalibrationError for NaN and infinity.
+    Nodes named in `excluded` do not count, tensors without elements have no range. `method` is one of
+    `ranges.METHODS`.
+
+    Raises CalibrationError for NaN and infinity, and where one sample stretches the range of a tensor that will
+    be quantized so far that half of the samples would round to zero; UsageError for another method.
     """
-    names = _tensors(model, op_types)
-    if method == "minmax":
-        exact = {name: Range() for name in names}
-        observe(model, data, {n: [r] for n, r in exact.items()}, workdir=context.workdir, store=context.store)
-        return {n: (min(r.low, 0.0), max(r.high, 0.0)) for n, r in exact.items() if r.low <= r.high}
-    seen = {name: Histogram() for name in names}
-    observe(model, data, {n: [h] for n, h in seen.items()}, workdir=context.workdir, store=context.store)
-    return {n: ranges.METHODS[method](h) for n, h in seen.items() if h.low <= h.high}
+    if method not in ranges.METHODS:
+        known = ", ".join(ranges.METHODS)
+        raise UsageError(f"'{method}' is no way to choose ranges", where="calibration", hint=f"there are {known}")
+    quantized = _tensors(model, op_types, excluded)
+    peaks = {name: Peaks() for name in quantized}
+    seen = {} if method == "minmax" else {name: Histogram() for name in peaks}
+    wanted: dict[str, list[Statistic]] = {n: [p, seen[n]] if seen else [p] for n, p in peaks.items()}
+    observe(model, data, wanted, workdir=context.workdir, store=context.store)
+    found = {}
+    for name, peak in peaks.items():
+        if peak.low <= peak.high:
+            low, high = ranges.METHODS[method](seen[name]) if seen else (min(peak.low, 0.0), max(peak.high, 0.0))
+            found[name] = low, high
+            if quantized[name]:
+                _judge(name, peak, found[name], data, context)
+    return found
 
 
-def _tensors(model: ir.Model, op_types: Collection[str]) -> list[str]:
-    found: dict[str, None] = {}
+def _judge(name: str, peak: Peaks, ends: ranges.Ends, data: Batches, context: Context) -> None:
+    """Range sanity: a wild sample is refused, a range of nothing but zero noted."""
+    low, high = ends
+    if low == high:
+        context.note(f"tensor {name} is zero on all calibration samples: its range is degenerate")
+        return
+    if not peak.vanish(low, high):
+        return
+    reach = max(-low, high)
+    text = f"the range of an activation reaches {reach:.3g}, but half of the samples stay below {peak.usual:.3g}"
+    if peak.rows != data.samples:  # the first axis is not that of the samples: it may be meant so
+        context.note(f"{text.replace('samples', 'rows')}, and round to zero: tensor {name}")
+        return
+    raise CalibrationError(
+        f"{text} and would round to zero",
+        where=f"{data.source.name}: sample {data.index_in_source(peak.largest)}, tensor {name}",
+        hint="remove or repair the sample; or leave the layer in float with --exclude",
+    )
+
+
+def _tensors(model: ir.Model, op_types: Collection[str], excluded: Collection[str]) -> dict[str, bool]:
+    """{tensor: whether it will be quantized}."""
+    found: dict[str, bool] = {}
     for node in model.graph:
-        if node.op_type in op_types and not node.domain:
-            for value in (*node.inputs, *node.outputs):
+        if node.op_type in op_types and not node.domain and node.name not in excluded:
+            takes = node.op_type not in _ABSORBED
+            gives = takes and node.op_type not in FLOAT_OUTPUT
+            for value, quantized in [*((v, takes) for v in node.inputs), *((v, gives) for v in node.outputs)]:
                 if value is not None and value.name and value.const_value is None and _may_be_float(value):
-                    found[value.name] = None
-    return list(found)
+                    found[value.name] = found.get(value.name, False) or quantized
+    return found
 
 
 def _may_be_float(value: ir.Value) -> bool:

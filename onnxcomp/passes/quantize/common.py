@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from onnxcomp import runtime
 from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError
 from onnxcomp.inspect import Weight, all_nodes, constants, infer_shapes, weights
 from onnxcomp.passes import simplify as simplify_pass
-from onnxcomp.passes.base import Context, named, transplant
+from onnxcomp.passes.base import Context, Note, named, transplant
 from onnxcomp.passes.opset import upgrade
-from onnxcomp.passes.quantize import _ort, embedding
+from onnxcomp.passes.quantize import _ort, embedding, shared
+from onnxcomp.passes.quantize._uses import users
+from onnxcomp.passes.quantize.unfuse import unfuse
+from onnxcomp.passes.quantize.widen import NARROW, widen
 
 #: per-channel QuantizeLinear exists from here on; ORT writes unloadable files below
 _MIN_OPSET = 13
@@ -24,6 +28,9 @@ _MIN_OPSET = 13
 _LARGEST, _SMALLEST = 1e30, 1e-30
 
 _FOLD = 1 << 18
+
+#: operators whose third input is a bias, which is quantized too
+_BIASED = {"Conv", "ConvTranspose", "Gemm"}
 
 _QUANTIZED_OPS = {
     "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM",
@@ -37,11 +44,11 @@ def prepare(
 ) -> tuple[list[str], list[str]]:
     """Make the model fit for the quantizer, in place, and refuse what cannot be quantized.
 
-    `float16`: whether the kernels take such weights.
+    `float16`: whether the kernels take such weights; otherwise such a model becomes float32 inside.
 
     Returns the names of nodes to leave in float: those that `exclude` means, and those whose weights
     would break.
-    Raises UnsupportedError (already quantized, float16), NoEffectError (no weights),
+    Raises UnsupportedError (already quantized), NoEffectError (no weights),
     InvalidModelError (NaN or infinite weights), UsageError (an unknown node in `exclude`).
     """
     done = sorted({n.op_type for n in all_nodes(model)} & _QUANTIZED_OPS)
@@ -56,11 +63,10 @@ def prepare(
             "0 of 0 weights: nothing to quantize in this model",
             hint="its numbers are not weights of Conv, MatMul, Gemm, Gather or recurrent operators",
         )
-    if not float16 and all(w.tensor.dtype == ir.DataType.FLOAT16 for w in found):
-        raise UnsupportedError(
-            "the weights are float16, ORT's int8 kernels need float32",
-            hint="convert the model to float32 first, or export it so",
-        )
+    if not float16 and (narrow := sorted({w.tensor.dtype.name.lower() for w in found if w.tensor.dtype in NARROW})):
+        widen(model)
+        context.note(f"made float32 inside first: ORT's int8 kernels take no {' or '.join(narrow)}")
+    unfuse(model)
     _simplified(model, context, [name for name, nodes in meant.items() if nodes == [name]])
     if upgrade(model, _MIN_OPSET):
         context.note(f"opset raised to {_MIN_OPSET}, per-channel scales need it")
@@ -86,15 +92,26 @@ def resolve_reduce_range(asked: bool | None, context: Context) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-    """Every weight of a float model, why it may stay in float, and the nodes that must stay so."""
+    """Every weight of a float model, why it may stay in float, and the nodes that must stay so.
+
+    Attributes:
+        reasons: {node: reason}.
+        kept: nodes that were to stay in float before any weight was looked at.
+        held_back: nodes that stay in float because others keep their weight in float.
+    """
 
     weights: tuple[Weight, ...]
     reasons: dict[str, str]
     kept: frozenset[str]
+    held_back: tuple[str, ...] = ()
 
-    def settle(self, result: ir.Model) -> dict[str, Any]:
-        """Compare with the quantized model: the effect's `quantized_weights`, `total_weights`, `skipped`."""
+    def settle(self, result: ir.Model, notes: Sequence[Note] = ()) -> dict[str, Any]:
+        """Compare with the quantized model: the effect's `quantized_weights`, `total_weights`, `skipped`.
+
+        `notes`: of the pass so far; what they say about a node is its reason where none was known.
+        """
         stored = {v.name for v, t in constants(result) if t.dtype.bitwidth <= 8}
+        noted = {note.node: note.reason for note in notes}
         skipped, quantized, done_bytes, total_bytes = [], 0, 0, 0
         for weight in self.weights:
             name = weight.value.name
@@ -105,7 +122,7 @@ class Account:
                 done_bytes += weight.tensor.nbytes
             else:
                 node = weight.node.name or weight.node.op_type
-                reason = self.reasons.get(node, "ORT's quantizer left it in float")
+                reason = self.reasons.get(node) or noted.get(node, "ORT's quantizer left it in float")
                 skipped.append({"node": node, "reason": reason})
         return {
             "quantized_weights": quantized,
@@ -123,26 +140,46 @@ class Account:
             raise GateError("the quantizer did not leave an excluded node in float", where=f"node {node}")
 
 
-def account(model: ir.Model, request: _ort.Request, fragile: list[str]) -> Account:
-    """The weights of the prepared model with the reasons known beforehand."""
+def account(
+    model: ir.Model, request: _ort.Request, fragile: list[str], others: Mapping[str, str] | None = None
+) -> Account:
+    """The weights of the prepared model with the reasons known beforehand.
+
+    `others`: {node: why} of those that `request` excludes for other reasons than the user's wish.
+    """
     found = tuple(weights(model))
-    reasons = {}
+    held_back = shared.held_back(model, request)
+    others = {**(others or {}), **held_back}
+    reasons: dict[str, str] = {}
     for weight in found:
         node = weight.node
         name = node.name or node.op_type
-        if name in request.exclude and name not in fragile:
+        reason = _reason(weight, request) or others.get(name)
+        if name in fragile:
+            reasons[name] = _unfit(weight) or reasons.get(name, "its node holds another weight that cannot be int8")
+        elif name in request.exclude and name not in others:
             reasons[name] = "excluded by the user"
-        elif name in fragile:
-            reasons[name] = "weights too large or too small for an int8 scale"
-        elif weight.nested:
-            reasons[name] = "inside a subgraph (If, Loop, Scan), which ORT's quantizer does not enter"
-        elif node.op_type not in request.op_types:
-            reasons[name] = f"{node.op_type} is not among the operator types to quantize"
-        elif weight.tensor.dtype != ir.DataType.FLOAT:
-            reasons[name] = f"weight of type {weight.tensor.dtype.name}"
-        elif weight.value is not _direct(weight):
-            reasons[name] = "the weight is computed from a stored tensor, not stored itself"
-    return Account(found, reasons, frozenset(request.exclude))
+        elif reason:
+            reasons[name] = reason
+    return Account(found, reasons, frozenset(request.exclude), tuple(held_back))
+
+
+def _reason(weight: Weight, request: _ort.Request) -> str | None:
+    """What keeps a weight in float, as far as its own node tells."""
+    node = weight.node
+    if weight.nested:
+        return "inside a subgraph (If, Loop, Scan), which ORT's quantizer does not enter"
+    if node.domain or node.op_type not in request.op_types:
+        return f"{node.op_type} is not among the operator types to quantize"
+    if weight.tensor.dtype != ir.DataType.FLOAT:
+        return f"weight of type {weight.tensor.dtype.name}"
+    if weight.value not in node.inputs:
+        return "the weight is computed from a stored tensor, not stored itself"
+    if node.op_type in ("Gemm", "MatMul") and node.inputs[1] is not weight.value:
+        return f"it is not the second factor of the {node.op_type}"
+    if node.op_type == "Gather" and node.attributes.get_int("axis", 0) != 0:
+        return "Gather along another axis than the first of a stored table"
+    return None
 
 
 def quantize_tables(model: ir.Model, request: _ort.Request) -> None:
@@ -200,17 +237,30 @@ def _name_nodes(model: ir.Model) -> None:
 
 def _fragile(model: ir.Model, context: Context) -> list[str]:
     """Nodes whose weights have no usable int8 scale; NaN and infinity are errors."""
-    names = []
+    names: dict[str, None] = {}
     for weight in weights(model):
-        if not weight.tensor.dtype.is_floating_point() or weight.tensor.size == 0:
-            names.append(weight.node.name or "")
-            continue
-        array = finite(weight.value, weight.tensor)
-        largest = float(np.max(np.abs(array)))
-        if largest > _LARGEST or 0 < largest < _SMALLEST:
-            context.note(f"left in float: its largest weight is {largest:.3g}", weight.node.name or "")
-            names.append(weight.node.name or "")
-    return [n for n in names if n]
+        reason = _unfit(weight)
+        if reason:
+            if weight.tensor.dtype.is_floating_point() and weight.tensor.size:
+                context.note(f"left in float: {reason}", weight.node.name or "")
+            names.update(dict.fromkeys(node.name or "" for node, _, _ in users(weight.value)))
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type in _BIASED and not node.domain and len(node.inputs) > 2 else None
+        if bias is not None and bias.const_value is not None and bias.producer() is None:
+            finite(bias, bias.const_value)
+    return [name for name in names if name]
+
+
+def _unfit(weight: Weight) -> str | None:
+    """Why a weight has no int8 form at all. Raises InvalidModelError for NaN and infinity."""
+    if not weight.tensor.dtype.is_floating_point():
+        return f"weight of type {weight.tensor.dtype.name}"
+    if weight.tensor.size == 0:
+        return "the weight has no elements"
+    largest = float(np.max(np.abs(finite(weight.value, weight.tensor))))
+    if largest > _LARGEST or 0 < largest < _SMALLEST:
+        return f"weights too large or too small for an int8 scale: the largest is {largest:.3g}"
+    return None
 
 
 def finite(value: ir.Value, tensor: ir.TensorProtocol) -> np.ndarray:
@@ -225,8 +275,3 @@ def finite(value: ir.Value, tensor: ir.TensorProtocol) -> np.ndarray:
             hint="the training diverged, or the file is damaged",
         )
     return array
-
-
-def _direct(weight: Weight) -> ir.Value | None:
-    """The weight's own value where the node uses it directly."""
-    return weight.value if weight.value in weight.node.inputs else None

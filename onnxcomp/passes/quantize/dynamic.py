@@ -8,10 +8,12 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxcomp.passes.base import Context, Effect, Pass, option
-from onnxcomp.passes.quantize import _ort, common
+from onnxcomp.passes.quantize import _ort, common, shared
 
 #: Conv is left out on purpose: ORT's ConvInteger is 5 to 7 times slower than float
 OP_TYPES = ("Gather", "Gemm", "LSTM", "MatMul")
+
+_SCALED = "a Gemm with alpha, beta or transA"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,9 +43,28 @@ class QuantizeDynamic(Pass):
             per_channel=self.per_channel,
             reduce_range=common.resolve_reduce_range(self.reduce_range, context),
         )
-        ledger = common.account(model, request, fragile)
+        scaled = _scaled(model)
+        request = request.without(scaled)
+        shared.untie(model, request)
+        ledger = common.account(model, request, fragile, dict.fromkeys(scaled, _SCALED))
+        request = request.without(ledger.held_back)
         common.quantize_tables(model, request)
         result = _ort.dynamic(model, request, context)
-        settled = ledger.settle(result)
+        settled = ledger.settle(result, context.notes)
         common.finish(model, result, settled)
         return Effect(True, {**settled, "reduce_range": request.reduce_range})
+
+
+def _scaled(model: ir.Model) -> list[str]:
+    """Names of the Gemm nodes that are more than a product and a sum: ORT knows no such int8 operator."""
+    return [
+        node.name or ""
+        for node in model.graph
+        if node.op_type == "Gemm"
+        and not node.domain
+        and (
+            node.attributes.get_float("alpha", 1.0) != 1.0
+            or node.attributes.get_float("beta", 1.0) != 1.0
+            or node.attributes.get_int("transA", 0) != 0
+        )
+    ]

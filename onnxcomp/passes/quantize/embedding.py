@@ -66,7 +66,7 @@ def quantize(model: ir.Model, table: Table) -> None:
         restored.dtype, restored.shape = ir.DataType.FLOAT, old.shape
         old.replace_all_uses_with(restored, replace_graph_outputs=True)
         restore.replace_input_with(0, old)
-        restored.name, old.name = old.name, f"{old.name}_quantized"
+        restored.name, old.name = old.name, f"{old.name}_found"
         old.dtype = ir.DataType.INT8
         restore.metadata_props.update(node.metadata_props)
         model.graph.insert_after(node, restore)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ OP_TYPES = tuple(sorted({"Clip", "Conv", "ConvTranspose", "Gather", "Gemm", "Mat
 
 _FEW = 32
 
-_IDLE = "between float operators, where int8 does not pay"
+_IDLE = "int8 does not pay there"
 _EMPTY = "a tensor without elements has no range"
 
 
@@ -67,8 +66,10 @@ class QuantizeStatic(Pass):
         shared.untie(model, request)
         idle = policy.float_nodes(model, op_types, request.exclude) if self.op_types is None else []
         request = request.without(idle)
-        ranges = calibrate.measure(model, op_types, context.data, context, self.calibration)
-        empty = _without_range(model, op_types, ranges)
+        ranges = calibrate.measure(
+            model, op_types, context.data, context, self.calibration, excluded=set(request.exclude)
+        )
+        empty = _without_range(model, request, ranges)
         request = request.without(empty)
         ledger = common.account(model, request, fragile, dict.fromkeys(idle, _IDLE) | dict.fromkeys(empty, _EMPTY))
         request = request.without(ledger.held_back)
@@ -82,13 +83,14 @@ class QuantizeStatic(Pass):
         return Effect(True, {**settled, "reduce_range": request.reduce_range, "calibration_samples": samples})
 
 
-def _without_range(model: ir.Model, op_types: Collection[str], ranges: calibrate.Ranges) -> list[str]:
+def _without_range(model: ir.Model, request: _ort.Request, ranges: calibrate.Ranges) -> list[str]:
     """Names of nodes that take or give float tensors of no elements: ORT returns numbers made up for them."""
     return [
         node.name or ""
         for node in model.graph
-        if node.op_type in op_types
+        if node.op_type in request.op_types
         and not node.domain
+        and node.name not in request.exclude
         and any(_misses(v, ranges) for v in (*node.inputs, *node.outputs))
     ]
 
