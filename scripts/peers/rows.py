@@ -62,7 +62,10 @@ class Row:
 #: as onnxcomp's command line takes them
 OURS = (
     Row("onnxcomp dynamic", ("--mode", "dynamic")),
+    Row("onnxcomp dynamic, smooth", ("--mode", "dynamic", "--smooth", "--correct-bias"), models=("minilm",)),
     Row("onnxcomp static", ("--mode", "static")),
+    Row("onnxcomp static, smooth", ("--mode", "static", "--smooth", "--correct-bias"), models=("minilm",)),
+    Row("onnxcomp static, correct-bias", ("--mode", "static", "--correct-bias"), models=("fashion",)),
     Row("onnxcomp static, mse", ("--mode", "static", "--calibration", "mse")),
 )
 

@@ -39,13 +39,13 @@ def test_a_comparison_with_the_record_is_the_comparison_with_the_model(path, tmp
 
 
 def test_large_models_are_compared_through_a_record(path, tmp_path, monkeypatch):
-    from onnxcomp import pipeline
+    from onnxcomp import check, pipeline
     from onnxcomp.passes import UpgradeOpset
 
     monkeypatch.setattr(runtime, "_LARGE", 0)
     assert runtime.frugal(path).config == {"session.disable_prepacking": "1"}
     made = []
-    monkeypatch.setattr(pipeline, "Recorded", lambda *a: made.append(a) or Recorded(*a))
+    monkeypatch.setattr(check, "Recorded", lambda *a: made.append(a) or Recorded(*a))
     record = pipeline.optimize_file(path, tmp_path / "o.onnx", [UpgradeOpset(opset=18)], allow_larger=True)
     assert len(made) == 1
     assert record.equivalence == 0
