@@ -12,25 +12,28 @@ from onnxcomp.activations.statistics import State
 BINS = 1 << 14
 _HALF = BINS // 2
 
+#: least exponent of a bin's width, so that 1 / width stays finite
+_LEAST = -1000
+
 #: values counted at a time, so that the indices of a large tensor never stand in memory together
 _CHUNK = 1 << 18
 
 
 class Histogram:
-    """Counts of a tensor's values in 16,384 bins of equal width over [-reach, reach).
+    """Counts of a tensor's values in 16,384 bins of equal width, half of them on each side of zero.
 
-    `reach` is a power of two and doubles when a larger value comes: two bins become one, so the counts
+    The width is a power of two and doubles when a larger value comes: two bins become one, so the counts
     are those of one pass over all values, in whatever order and batches they came.
 
     Attributes:
         counts: int64, (BINS,).
-        reach: the end of the range; 0 before the first value other than zero.
-        low, high: the exact smallest and largest value.
+        width: of a bin; 0 before the first value other than zero.
+        low, high: the exact smallest and largest value; inf and -inf before the first.
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros(BINS, np.int64)
-        self.reach = 0.0
+        self.width = 0.0
         self.low, self.high = math.inf, -math.inf
 
     def update(self, array: np.ndarray) -> None:
@@ -40,9 +43,14 @@ class Histogram:
             self._count(flat[start : start + _CHUNK])
 
     @property
+    def name(self) -> str:
+        """What it keeps."""
+        return f"histogram of {BINS} bins"
+
+    @property
     def centers(self) -> np.ndarray:
         """The middle of each bin: float64, (BINS,)."""
-        centers: np.ndarray = (np.arange(BINS) - _HALF + 0.5) * (self.reach / _HALF)
+        centers: np.ndarray = (np.arange(BINS) - _HALF + 0.5) * self.width
         return centers
 
     def occupied(self) -> tuple[np.ndarray, np.ndarray]:
@@ -53,34 +61,35 @@ class Histogram:
 
     def state(self) -> State:
         """All of it as arrays."""
-        return {"counts": self.counts, "ends": np.array([self.reach, self.low, self.high])}
+        return {"counts": self.counts, "ends": np.array([self.width, self.low, self.high])}
 
     def restore(self, state: State) -> None:
         """Go on from what `state` gave."""
         self.counts = state["counts"].astype(np.int64)
-        self.reach, self.low, self.high = (float(v) for v in state["ends"])
+        self.width, self.low, self.high = (float(v) for v in state["ends"])
 
     def _count(self, values: np.ndarray) -> None:
         low, high = float(values.min()), float(values.max())
         self.low, self.high = min(self.low, low), max(self.high, high)
-        # frexp: peak = m * 2**e with m < 1, so 2**e lies beyond the peak
-        self._widen(math.ldexp(1.0, math.frexp(max(-low, high))[1]) if max(-low, high) else 0.0)
-        if self.reach == 0:
+        self._widen(max(-low, high))
+        if self.width == 0:
             self.counts[_HALF] += values.size
             return
         # powers of two: the product is exact, a value lands in the same bin whatever came before
-        scaled = np.multiply(values, _HALF / self.reach, dtype=np.float64)
+        scaled = np.multiply(values, 1 / self.width, dtype=np.float64)
         index = np.floor(scaled, out=scaled).astype(np.intp)
         index += _HALF
         self.counts += np.bincount(index, minlength=BINS)
 
-    def _widen(self, reach: float) -> None:
-        if reach <= self.reach:
+    def _widen(self, peak: float) -> None:
+        if peak == 0:
             return
-        if self.reach == 0:
-            self.reach = reach  # only zeros so far, their bin is the same in any range
-            return
-        while self.reach < reach:
+        # frexp: peak = m * 2**e with m < 1, so 2**e lies beyond the peak
+        exponent = math.frexp(peak)[1] - (_HALF.bit_length() - 1)
+        width = math.ldexp(1.0, max(exponent, _LEAST))
+        if self.width == 0:
+            self.width = width  # only zeros so far, their bin is the same at any width
+        while self.width < width:
             merged = np.zeros_like(self.counts)
             merged[_HALF // 2 : _HALF // 2 + _HALF] = self.counts.reshape(-1, 2).sum(1)
-            self.counts, self.reach = merged, self.reach * 2
+            self.counts, self.width = merged, self.width * 2

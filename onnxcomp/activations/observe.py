@@ -15,10 +15,12 @@ from onnxcomp import runtime, worker
 from onnxcomp.activations.statistics import Statistic
 from onnxcomp.activations.store import Store
 from onnxcomp.data import Batch, Batches
-from onnxcomp.errors import CalibrationError
+from onnxcomp.errors import CalibrationError, UsageError
 
 #: bytes of observed tensors that one run may give at a time
 _BUDGET = 64 << 20
+
+_FLOATS = ("float16", "float32", "float64")
 
 Wanted = Mapping[str, Sequence[Statistic]]
 
@@ -27,26 +29,32 @@ def observe(model: ir.Model, data: Batches, wanted: Wanted, *, workdir: Path, st
     """Update the statistics of each wanted tensor with every sample.
 
     Batches are cut so small, and where that is not enough the tensors are taken in so many turns, that the
-    observed tensors of one run take at most 64 MiB (one tensor of one sample is never cut).
+    observed tensors of one run take at most 64 MiB. One tensor of one sample is never cut. Sizes are those of
+    the sample with the largest inputs.
 
     Args:
         model: stays as it is.
         data: every sample is run once for each turn.
-        wanted: {value of the main graph: its statistics}; floats.
+        wanted: {input of the model, or output of a node of the main graph: its statistics}; those of
+            tensors other than float16, float32 and float64 stay as they are.
         workdir: a private folder.
         store: a folder that keeps the statistics by what they were made from: an interrupted
             observation goes on from there, a finished one is not repeated.
 
     Raises CalibrationError for NaN or infinity (naming sample and tensor) and for no samples, DataError for
-    feeds that the model refuses.
+    feeds that the model refuses, UsageError for a name that is no such tensor.
     """
     if not wanted:
         return
-    with tempfile.TemporaryDirectory(dir=workdir) as folder:
-        turns, step = _turns(_sizes(model, data, list(wanted), Path(folder)), data.batch_size)
-        data = data.in_batches_of(step)
-        kept = None if store is None else Store(store, _key(model, data, wanted, Path(folder)), wanted)
+    _check_names(model, wanted)
+    with tempfile.TemporaryDirectory(dir=workdir) as name:
+        folder = Path(name)
+        kept = None if store is None else Store(store, _key(model, data, wanted, folder), wanted)
         done = 0 if kept is None else kept.restore()
+        if kept is not None and kept.finished:
+            return
+        turns, step = _turns(*_sizes(model, data, list(wanted), folder), data.batch_size)
+        data = data.in_batches_of(step)
         run = 0
         for turn, names in enumerate(turns):
             session = None
@@ -55,16 +63,25 @@ def observe(model: ir.Model, data: Batches, wanted: Wanted, *, workdir: Path, st
                 seen, run = seen + batch.samples, run + 1
                 if run <= done:
                     continue
-                session = session or _session(model, names, Path(folder))
-                for name, array in _arrays(session, names, batch, data):
-                    _finite(name, array, batch, data)
-                    for statistic in wanted[name]:
+                session = session or _session(model, names, folder)
+                for tensor, array in _arrays(session, names, batch, data):
+                    if not _is_finite(array):
+                        raise _not_finite(session, tensor, batch, data)
+                    for statistic in wanted[tensor]:
                         statistic.update(array)
                 worker.report("calibrating", (turn + seen / data.samples) / len(turns))
                 if kept is not None:
                     kept.keep(run)
-        if kept is not None and run > done:
-            kept.keep(run, at_once=True)
+        if kept is not None:
+            kept.keep(run, finished=True)
+
+
+def _check_names(model: ir.Model, wanted: Wanted) -> None:
+    there = {spec.name for spec in models.signature(model).inputs}
+    there.update(value.name or "" for node in model.graph for value in node.outputs)
+    for name in wanted:
+        if name not in there:
+            raise UsageError("neither an input nor made by a node of the main graph", where=f"tensor {name}")
 
 
 def _session(model: ir.Model, names: Sequence[str], folder: Path) -> runtime.Session:
@@ -87,7 +104,9 @@ def _session(model: ir.Model, names: Sequence[str], folder: Path) -> runtime.Ses
 def _arrays(
     session: runtime.Session, names: Sequence[str], batch: Batch, data: Batches
 ) -> Iterator[tuple[str, np.ndarray]]:
-    fetched = [name for name in names if name not in batch.feeds]
+    """Those of the tensors that are floats."""
+    floats = {spec.name for spec in session.signature.outputs if spec.dtype in _FLOATS}
+    fetched = [name for name in names if name in floats and name not in batch.feeds]
     try:
         arrays = session.ort.run(fetched, dict(batch.feeds)) if fetched else []
     except Exception as error:
@@ -95,59 +114,71 @@ def _arrays(
     found = {**batch.feeds, **dict(zip(fetched, arrays, strict=True))}
     del arrays
     for name in names:
-        array = found.pop(name)
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size:
+        array = found.pop(name, None)
+        if array is not None and array.dtype in _FLOATS:
             yield name, array
 
 
-def _finite(name: str, array: np.ndarray, batch: Batch, data: Batches) -> None:
+def _is_finite(array: np.ndarray) -> bool:
     # min and max carry a NaN on, and need no array of truth values
-    if np.isfinite(array.min()) and np.isfinite(array.max()):
-        return
-    where = f"{data.source.name}: sample {batch.start}"
-    if array.ndim and len(array) == batch.samples:
-        row = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
-        where = f"{data.source.name}: sample {batch.start + row}"
-    elif batch.samples > 1:
-        where += f" to {batch.start + batch.samples - 1}"
+    return array.size == 0 or bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
+def _not_finite(session: runtime.Session, name: str, batch: Batch, data: Batches) -> CalibrationError:
+    """The error, with the sample: the batch is run again one by one, since its axis may be any or none."""
+    places = [data.index_in_source(batch.start + i) for i in range(batch.samples)]
+    where = f"sample {places[0]}" if len(places) == 1 else f"one of the samples {places[0]} to {places[-1]}"
+    for single in data.in_batches_of(1):
+        offset = single.start - batch.start
+        if single.samples > 1 or not 0 <= offset < batch.samples:
+            continue
+        if not all(_is_finite(array) for _, array in _arrays(session, [name], single, data)):
+            where = f"sample {places[offset]}"
+            break
     if name in batch.feeds:
-        raise CalibrationError(
-            "the calibration data holds NaN or infinity", where=f"{where}, input {name}", hint="remove or repair it"
+        return CalibrationError(
+            "the calibration data holds NaN or infinity",
+            where=f"{data.source.name}: {where}, input {name}",
+            hint="remove or repair it",
         )
-    raise CalibrationError(
+    return CalibrationError(
         "an activation is NaN or infinite on the calibration data",
-        where=f"{where}, tensor {name}",
+        where=f"{data.source.name}: {where}, tensor {name}",
         hint="look at the sample, or at the layer that makes the tensor",
     )
 
 
-def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -> dict[str, int]:
-    """Bytes of each tensor for one sample, from a run on the first one."""
+def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -> tuple[dict[str, int], int]:
+    """(bytes of each tensor in the smallest batch there can be, samples of this batch)."""
+    smallest = data.in_batches_of(1)
+    largest = max(smallest, key=lambda batch: sum(a.nbytes for a in batch.feeds.values()), default=None)
+    if largest is None:
+        raise CalibrationError(
+            "the calibration data holds no samples, or fewer than the model's batch", where=data.source.name
+        )
     session = _session(model, names, folder)
-    single = data.in_batches_of(1)
-    for batch in single:
-        return {name: array.nbytes // max(batch.samples, 1) for name, array in _arrays(session, names, batch, single)}
-    raise CalibrationError("the calibration data holds no samples", where=data.source.name)
+    return {name: array.nbytes for name, array in _arrays(session, names, largest, smallest)}, largest.samples
 
 
-def _turns(sizes: Mapping[str, int], batch_size: int) -> tuple[list[list[str]], int]:
-    """(names of each turn, samples of a batch)."""
-    step = max(min(batch_size, _BUDGET // max(sum(sizes.values()), 1)), 1)
-    turns: list[list[str]] = [[]]
+def _turns(sizes: Mapping[str, int], least: int, batch_size: int) -> tuple[list[list[str]], int]:
+    """(names of each turn, samples of a batch): several turns only if not even the smallest batch fits."""
+    step = max(min(batch_size, _BUDGET * least // max(sum(sizes.values()), 1)), least)
+    turns: list[list[str]] = []
     filled = 0
     for name, size in sizes.items():
-        if turns[-1] and filled + size * step > _BUDGET:
+        if not turns or filled + size > _BUDGET:
             turns.append([])
             filled = 0
         turns[-1].append(name)
-        filled += size * step
+        filled += size
     return turns, step
 
 
 def _key(model: ir.Model, data: Batches, wanted: Wanted, folder: Path) -> str:
-    made = models.fingerprint(models.write_to(model, folder, "keyed"))
-    digest = hashlib.sha256(repr(made.to_json() | {"path": ""}).encode())
-    digest.update(f"{data.fingerprint()} {data.batch_size}".encode())
-    for name, statistics in wanted.items():
-        digest.update(f"{name} {[type(s).__name__ for s in statistics]}".encode())
-    return digest.hexdigest()
+    """What the statistics, and the order of the runs, follow from."""
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        made = models.fingerprint(models.write_to(model, Path(private), "keyed"))
+    parts = [made.sha256, *(digest for _, digest, _ in made.external)]
+    parts += [data.fingerprint(), str(data.batch_size), str(_BUDGET)]
+    parts += [f"{name}: {', '.join(s.name for s in statistics)}" for name, statistics in wanted.items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -14,6 +14,10 @@ State = Mapping[str, np.ndarray]
 class Statistic(Protocol):
     """Something that is updated batch by batch, and can be stored and restored."""
 
+    @property
+    def name(self) -> str:
+        """What it keeps, with all that shapes it: stored statistics of another name are not these."""
+
     def update(self, array: np.ndarray) -> None:
         """Take in one batch of a tensor: finite floats of any shape."""
 
@@ -33,6 +37,11 @@ class Range:
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
+
+    @property
+    def name(self) -> str:
+        """What it keeps."""
+        return "range"
 
     def update(self, array: np.ndarray) -> None:
         """Add finite values of any shape."""
@@ -64,8 +73,13 @@ class Channels:
         self.low = self.high = self.total = np.zeros(0)
         self.count = 0
 
+    @property
+    def name(self) -> str:
+        """What it keeps."""
+        return f"channels of axis {self.axis}"
+
     def update(self, array: np.ndarray) -> None:
-        """Add a batch; the channels must be as many as in the first."""
+        """Add a batch of one or more axes; the channels must be as many as in the first."""
         if array.size == 0:
             return
         axis = self.axis % array.ndim
@@ -109,8 +123,13 @@ class Rows:
         self._keys = np.zeros(0)
         self._seen = 0
 
+    @property
+    def name(self) -> str:
+        """What it keeps."""
+        return f"{self.limit} rows"
+
     def update(self, array: np.ndarray) -> None:
-        """Add a batch of one or more axes."""
+        """Add a batch of one or more axes; the last must be as large as in the first."""
         if array.size == 0:
             return
         rows = array.reshape(-1, array.shape[-1])

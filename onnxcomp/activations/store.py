@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import io
 import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,51 +17,58 @@ from onnxcomp.errors import from_os_error
 #: seconds between two writings
 _EVERY = 10.0
 
+_DIGEST = hashlib.sha256().digest_size
+
 
 class Store:
-    """One file `KEY.npz` in a folder, written anew every ten seconds and in the end, each time whole or not at all.
+    """One file `KEY.activations` in a folder, written every ten seconds and in the end, each time whole or not at all.
+
+    It holds the SHA-256 of what follows, and an .npz: `runs`, `finished`, and the arrays of each statistic.
 
     Args:
         folder: made if it is not there.
         key: what the statistics were made from: model, data and what is wanted.
-        wanted: {tensor: its statistics}.
+        wanted: {tensor: its statistics}, as they are before the first batch.
+
+    Attributes:
+        finished: whether the file holds all runs.
     """
 
     def __init__(self, folder: Path, key: str, wanted: Mapping[str, Sequence[Statistic]]) -> None:
-        self._path = folder / f"{key[:32]}.npz"
+        self._path = folder / f"{key[:32]}.activations"
         self._wanted = wanted
         self._next = time.monotonic() + _EVERY
+        self.finished = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise from_os_error(error, folder) from error
 
     def restore(self) -> int:
-        """Fill the statistics from the file; how many runs they hold, 0 without a file that can be read."""
+        """Fill the statistics from the file; how many runs they hold, 0 for one that is missing or damaged."""
         try:
-            with np.load(self._path, allow_pickle=False) as file:
-                held = dict(file)
-            states = {prefix: _under(held, prefix) for prefix, _ in self._each()}
-            runs = int(held["runs"])
-            for prefix, statistic in self._each():
-                statistic.restore(states[prefix])
-        except FileNotFoundError:
+            held = self._path.read_bytes()
+        except OSError:
             return 0
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            # a damaged file is made anew; nothing was lost but time
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            return 0
-        return runs
+        digest, content = held[:_DIGEST], held[_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            return 0  # it is made anew; nothing was lost but time
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = dict(file)
+        for prefix, statistic in self._each():
+            statistic.restore(_under(arrays, prefix))
+        self.finished = bool(arrays["finished"])
+        return int(arrays["runs"])
 
-    def keep(self, runs: int, *, at_once: bool = False) -> None:
-        """Write what is there after so many runs, unless that was done a moment ago."""
-        if not at_once and time.monotonic() < self._next:
+    def keep(self, runs: int, *, finished: bool = False) -> None:
+        """Write what is there after so many runs, unless that was done a moment ago and more are to come."""
+        if not finished and time.monotonic() < self._next:
             return
-        buffer = io.BytesIO()
         arrays = {f"{prefix}/{k}": v for prefix, s in self._each() for k, v in s.state().items()}
-        np.savez(buffer, runs=np.array(runs), **arrays)  # type: ignore[arg-type]
-        models.write_file(self._path, buffer.getvalue(), force=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, runs=np.array(runs), finished=np.array(finished), **arrays)  # type: ignore[arg-type]
+        content = buffer.getvalue()
+        models.write_file(self._path, hashlib.sha256(content).digest() + content, force=True)
         self._next = time.monotonic() + _EVERY
 
     def _each(self) -> Iterator[tuple[str, Statistic]]:

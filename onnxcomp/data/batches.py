@@ -134,6 +134,10 @@ class Batches:
         """The same samples, so many at a time."""
         return Batches(self.source, self.inputs, batch_size=batch_size, selection=self._selection)
 
+    def index_in_source(self, position: int) -> int:
+        """Where the source holds the sample at this position of the selected ones (`Batch.start` is one)."""
+        return position if self._selection is None else int(self._selection[position])
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) over names, types, shapes and bytes of all selected samples."""
         digest = hashlib.sha256()

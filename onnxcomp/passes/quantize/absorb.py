@@ -25,7 +25,7 @@ def divide(value: ir.Value, factors: np.ndarray) -> str | None:
         return None
     if producer.op_type == "LayerNormalization" and not producer.domain:
         return _into_norm(producer, factors)
-    made = _values_of_attention(value)
+    made = _values_of_attention(value, len(factors))
     return None if made is None else _into_linear(made, factors)
 
 
@@ -62,7 +62,7 @@ def _into_linear(value: ir.Value, factors: np.ndarray) -> str | None:
     return made.node.op_type
 
 
-def _values_of_attention(value: ir.Value) -> ir.Value | None:
+def _values_of_attention(value: ir.Value, channels: int) -> ir.Value | None:
     """The value input (batch, tokens, channels) of the attention that makes `value`, if only that uses it.
 
     Attention mixes tokens, never channels. Either the fused operator, or its parts: heads split off
@@ -74,7 +74,8 @@ def _values_of_attention(value: ir.Value) -> ir.Value | None:
     if node.op_type == "MultiHeadAttention":
         plain = len(node.inputs) > 2 and not any(v is not None for v in node.inputs[6:])
         biased = len(node.inputs) > 3 and node.inputs[3] is not None
-        found = node.inputs[2] if plain and not biased and node.inputs[0] is not None else None
+        given_out = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
+        found = node.inputs[2] if plain and not biased and not given_out else None
         return found if found is not None and only_user(found) is node else None
     joined = _back(value, "Reshape")
     mixed = _back(joined, "Transpose", perm=_HEADS)
@@ -83,10 +84,29 @@ def _values_of_attention(value: ir.Value) -> ir.Value | None:
         return None
     split = _back(product.inputs[1], "Transpose", perm=_HEADS)
     source = _back(split, "Reshape")
-    if source is None or split is None or joined is None or len(split.shape or ()) not in (0, 4):
+    if source is None or split is None or joined is None or not _splits_channels(split, channels):
         return None
     chain = [joined, mixed, product.inputs[1], split, source]
     return source if all(v is not None and only_user(v) is not None for v in chain) else None
+
+
+def _splits_channels(split: ir.Value, channels: int) -> bool:
+    """Whether the last two of four axes, as the Reshape's shape states them, hold whole rows of channels."""
+    reshape = split.producer()
+    shape = reshape.inputs[1] if reshape is not None else None
+    joined = shape.producer() if shape is not None else None
+    parts = list(joined.inputs) if joined is not None and joined.op_type == "Concat" else [shape]
+    sizes: list[int] = []
+    for part in reversed(parts):
+        tensor = part.const_value if part is not None else None
+        if tensor is None:
+            break
+        sizes = [*tensor.numpy().tolist(), *sizes]
+    if len(sizes) < 2:
+        return False
+    if sizes[:2] == [0, 0]:  # batch and tokens stay, so the rest is the channels
+        return len(sizes) == 4
+    return min(sizes[-2:]) > 0 and sizes[-2] * sizes[-1] % channels == 0
 
 
 def _back(value: ir.Value | None, op_type: str, perm: list[int] | None = None) -> ir.Value | None:
@@ -107,6 +127,7 @@ def _own(value: ir.Value, shape: list[int]) -> bool:
         and tensor.dtype == ir.DataType.FLOAT
         and list(tensor.shape.numpy()) == shape
         and len(value.uses()) == 1
+        and not value.is_graph_output()
     )
 
 

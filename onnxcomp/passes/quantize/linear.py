@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -37,8 +38,8 @@ class Linear:
 
     @property
     def shared(self) -> bool:
-        """Whether other nodes use the matrix too."""
-        return len(self.stored.uses()) > 1
+        """Whether other nodes use the matrix too, or the graph gives it out."""
+        return not _only_here(self.stored)
 
     def matrix(self) -> np.ndarray:
         """float32, (in, out)."""
@@ -75,9 +76,7 @@ def linear(node: ir.Node | None) -> Linear | None:
     tensor = stored.const_value
     if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2 or node.inputs[0].const_value is not None:
         return None
-    if node.op_type == "Gemm" and (
-        node.attributes.get_int("transA", 0) or node.attributes.get_float("alpha", 1.0) != 1.0
-    ):
+    if node.attributes.get_int("transA", 0) != 0 or node.attributes.get_float("alpha", 1.0) != 1.0:
         return None
     return Linear(node, node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0)))
 
@@ -96,12 +95,16 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _is_bias(value: ir.Value | None, size: int) -> bool:
+def _is_bias(value: ir.Value | None, size: int) -> TypeGuard[ir.Value]:
     return (
         value is not None
         and value.producer() is None
         and value.const_value is not None
         and value.const_value.dtype == ir.DataType.FLOAT
         and list(value.const_value.shape.numpy()) == [size]
-        and len(value.uses()) == 1
+        and _only_here(value)
     )
+
+
+def _only_here(stored: ir.Value) -> bool:
+    return len(stored.uses()) == 1 and not stored.is_graph_output()

@@ -20,6 +20,10 @@ _ROUNDS = 2
 #: share of the values that the percentile range holds on either side
 _PERCENTILE = 0.99999
 
+#: for entropy: bins that are taken together, and the largest share of the values beyond either end
+_MERGED = 4
+_LEFT_OUT = 1e-4
+
 
 def minmax(histogram: Histogram) -> Ends:
     """The smallest and the largest value."""
@@ -27,7 +31,7 @@ def minmax(histogram: Histogram) -> Ends:
 
 
 def percentile(histogram: Histogram, share: float = _PERCENTILE) -> Ends:
-    """What leaves out 1 - share of the values at either end."""
+    """What leaves out 1 - share of the values at either end, give or take a bin."""
     centers, counts = histogram.occupied()
     low, high = minmax(histogram)
     if not counts.size:
@@ -35,7 +39,7 @@ def percentile(histogram: Histogram, share: float = _PERCENTILE) -> Ends:
     total = counts.sum()
     below = np.cumsum(counts)
     # the bins in which the two quantiles lie; their outer edges are the ends
-    half = (centers[1] - centers[0]) / 2 if len(centers) > 1 else 0.0
+    half = histogram.width / 2
     first = centers[np.searchsorted(below, (1 - share) * total, side="right").clip(max=len(centers) - 1)] - half
     last = centers[np.searchsorted(below, share * total).clip(max=len(centers) - 1)] + half
     return min(max(first, low), 0.0), max(min(last, high), 0.0)
@@ -51,7 +55,8 @@ def mse(histogram: Histogram) -> Ends:
 
     def error(low: float, high: float) -> float:
         restored = _restore(_level(centers, low, high), low, high)
-        return float(weight @ (restored - centers) ** 2)
+        # not a product of vectors: BLAS sums in an order that depends on the number of threads
+        return float((weight * (restored - centers) ** 2).sum())
 
     return _search(minmax(histogram), error)
 
@@ -60,29 +65,43 @@ def entropy(histogram: Histogram) -> Ends:
     """The range whose 256 levels tell most about the distribution: the smallest Kullback-Leibler divergence.
 
     After Migacz 2017 (8-bit inference with TensorRT), for asymmetric ranges: values beyond an end are counted
-    at the end, and each level's count is spread evenly over its bins that hold values.
+    at the end, and each level's count is spread evenly over its bins that hold values. Two things keep it from
+    cutting off what matters. Zero is exact in any range: its bin, which holds half of all values behind a Relu,
+    counts no more than its neighbours. And at either end at most one value in 10,000 is left out: spikes, as
+    padding makes them, look like information that only the finest levels keep.
     """
-    centers, counts = histogram.occupied()
-    total = max(counts.sum(), 1)
+    ends = minmax(histogram)
+    counts = histogram.counts.reshape(-1, _MERGED).sum(1)
+    zero = len(counts) // 2
+    counts[zero] = min(counts[zero], max(counts[zero - 1], counts[zero + 1]))
+    held = np.flatnonzero(counts)
+    if not held.size:
+        return ends
+    width = histogram.width * _MERGED
+    # the lower edge of each bin
+    edges = (np.arange(held[0], held[-1] + 1) - zero) * width
+    counts = counts[held[0] : held[-1] + 1]
+    total = int(counts.sum())
 
     def divergence(low: float, high: float) -> float:
-        inside = (centers >= low) & (centers <= high)
-        if not inside.any():
+        inside = np.flatnonzero((edges + width >= low) & (edges <= high))
+        if not inside.size:
             return np.inf
-        first, last = np.flatnonzero(inside)[[0, -1]]
+        first, last = inside[0], inside[-1]
+        below, above = int(counts[:first].sum()), int(counts[last + 1 :].sum())
+        if max(below, above) > _LEFT_OUT * total:
+            return np.inf
         clipped = counts[first : last + 1].astype(np.float64)
-        held = clipped > 0
-        level = _level(centers[first : last + 1], low, high).astype(np.intp)
-        sums = np.bincount(level, clipped, _LEVELS)
-        bins = np.bincount(level[held], minlength=_LEVELS)
-        clipped[0] += counts[:first].sum()
-        clipped[-1] += counts[last + 1 :].sum()
-        spread = (sums / np.maximum(bins, 1))[level]
-        held = clipped > 0
-        p, q = clipped[held] / total, np.maximum(spread[held], 0.5) / max(sums.sum(), 1)
-        return float(p @ np.log(p / q))
+        level = _level(edges[first : last + 1] + width / 2, low, high).astype(np.intp)
+        bins = np.bincount(level, clipped > 0, _LEVELS)
+        spread = np.where(clipped > 0, (np.bincount(level, clipped, _LEVELS) / np.maximum(bins, 1))[level], 0)
+        clipped[0] += below
+        clipped[-1] += above
+        there = clipped > 0
+        p, q = clipped[there] / total, np.maximum(spread[there], 0.5) / (total - below - above)
+        return float((p * np.log(p / q)).sum())
 
-    return _search(minmax(histogram), divergence)
+    return _search(ends, divergence)
 
 
 METHODS: Mapping[str, Callable[[Histogram], Ends]] = {

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxcomp import runtime
 from onnxcomp.activations import Channels, Rows, observe
 from onnxcomp.errors import CalibrationError
-from onnxcomp.inspect import MODULE
+from onnxcomp.inspect import MODULE, all_nodes
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
 from onnxcomp.passes.batchnorm import make_constants
 from onnxcomp.passes.quantize import absorb, smoothing
-from onnxcomp.passes.quantize.linear import Linear, linears
+from onnxcomp.passes.quantize.linear import Linear, linear, linears
 
 #: rows of each activation on which candidates are judged
 _ROWS = 256
 
-#: a multiplication of its own must take away this share of the error, one that other nodes absorb need not
+#: share of the error that must go: with a multiplication of its own, and where other nodes take in the factors
 _WORTH = 0.3
+_WORTH_ABSORBED = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,11 @@ class Smooth(Pass):
 
     Rules:
         1. Factors go into the LayerNormalization, or through attention into the matrix of the values,
-           where nothing else uses these.
+           where nothing else uses these, if they take away 5 % of the error.
         2. Elsewhere (a residual connection uses the value too; behind Gelu) a Mul is put in front, if it
            takes away 30 % of the error.
-        3. Left alone: matrices that several nodes use, and nodes in `exclude`.
+        3. Left alone: nodes in `exclude`; with a note, matrices that several nodes use, and nodes of subgraphs
+           and local functions.
     """
 
     name: ClassVar[str] = "smooth"
@@ -60,13 +63,12 @@ class Smooth(Pass):
         groups = _groups(model, excluded, context)
         seen = {name: (Channels(-1), Rows(_ROWS)) for name in groups}
         observe(model, context.data, seen, workdir=context.workdir, store=context.store)
-        levels = 63 if runtime.saturates_int8() else 127
         done: list[dict[str, Any]] = []
         for name, group in groups.items():
             channels, rows = seen[name]
             if not channels.count or not len(rows.rows):
                 continue
-            choice = smoothing.best(channels, rows.rows, [member.matrix() for member in group], levels)
+            choice = smoothing.best(channels, rows.rows, [member.matrix() for member in group])
             into = _into(model, group, choice)
             if into is not None:
                 done.append(
@@ -93,19 +95,22 @@ def _groups(model: ir.Model, excluded: set[str], context: Context) -> dict[str, 
         if member.node.name in excluded:
             continue
         if member.shared:
-            context.note("not smoothed: other nodes use its matrix too", member.node.name or "")
+            context.note("not smoothed: its matrix is used elsewhere too", member.node.name or "")
             continue
         groups.setdefault(member.input.name or "", []).append(member)
+    for node in all_nodes(model):
+        if node.graph is not model.graph and linear(node) is not None:
+            context.note("not smoothed: inside a subgraph or a local function", node.name or "")
     return groups
 
 
 def _into(model: ir.Model, group: list[Linear], choice: smoothing.Choice) -> str | None:
     """Apply the factors; the operator type that takes them in, None when they do not pay."""
-    if choice.error >= 1:
+    if choice.error > 1 - _WORTH_ABSORBED:
         return None
     value = group[0].input
-    users = {use.node for use in value.uses()}
-    alone = users == {member.node for member in group} and not value.is_graph_output()
+    uses = {(use.node, use.idx) for use in value.uses()}
+    alone = uses == {(member.node, 0) for member in group} and not value.is_graph_output()
     into = absorb.divide(value, choice.factors) if alone else None
     if into is None:
         if choice.error > 1 - _WORTH:
@@ -121,18 +126,24 @@ def _multiply(model: ir.Model, group: list[Linear], factors: np.ndarray) -> None
     """Put one Mul by 1 / factors between the value and the nodes of the group."""
     first = group[0].node
     array = (1 / factors).astype(np.float32)
-    name = f"{first.name}_smoothing"
+    taken = {value.name for node in all_nodes(model) for value in node.outputs} | set(model.graph.initializers)
+    base = next(n for n in _names(group[0].input.name or "") if not {n, f"{n}_factors"} & taken)
     inverse = ir.Value(
-        name=name,
-        const_value=ir.Tensor(array, name=name),
+        name=f"{base}_factors",
+        const_value=ir.Tensor(array, name=f"{base}_factors"),
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.FLOAT),
     )
     model.graph.register_initializer(inverse)
-    multiply = ir.node("Mul", [group[0].input, inverse], name=f"{first.name}_smooth")
-    multiply.outputs[0].name = f"{first.name}_smoothed"
+    multiply = ir.node("Mul", [group[0].input, inverse], name=base)
+    multiply.outputs[0].name = base
     if MODULE in first.metadata_props:
         multiply.metadata_props[MODULE] = first.metadata_props[MODULE]
     model.graph.insert_before(first, multiply)
     for member in group:
         member.node.replace_input_with(0, multiply.outputs[0])
+
+
+def _names(value: str) -> Iterator[str]:
+    yield f"{value}_smooth"
+    yield from (f"{value}_smooth_{number}" for number in itertools.count(2))
