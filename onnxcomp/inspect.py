@@ -55,7 +55,25 @@ _TRANSPARENT = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueez
 #: of com.microsoft, as `fuse` writes it; two products without stored weights
 _ATTENTION = "MultiHeadAttention"
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_BLOCKS = "MatMulNBits"
+
+#: of com.microsoft -> the standard operator with the same output shape
+_STAND_INS = {
+    "DynamicQuantizeLSTM": "LSTM",
+    "FusedConv": "Conv",
+    "FusedGemm": "Gemm",
+    _ATTENTION: "Einsum",
+    _BLOCKS: "MatMul",
+    "QGemm": "Gemm",
+    "QLinearAdd": "Add",
+    "QLinearMul": "Mul",
+    "QLinearSigmoid": "Sigmoid",
+}
+
+#: which input of theirs is the second of the standard operator
+_SECOND = {_ATTENTION: 2, "QGemm": 3, "QLinearAdd": 3, "QLinearMul": 3}
+
+_GATES = {"DynamicQuantizeLSTM": 4, "LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,28 +293,62 @@ def infer_shapes(model: ir.Model) -> ir.Model:
     return model
 
 
+def macs_by_node(model: ir.Model) -> list[tuple[ir.Node, int | None]]:
+    """(node, its multiply-accumulates) for every node that multiplies; None where sizes are not known.
+
+    Of one sample (a symbolic first axis is 1). The nodes are those of a copy with inferred shapes.
+    """
+
+    def multiplying(model: ir.Model) -> list[ir.Node]:
+        nodes = model.graph.all_nodes()
+        weighty = {key for key in WEIGHT_INPUTS if "Gather" not in key[1]} | {("com.microsoft", _ATTENTION)}
+        return [n for n in nodes if (n.domain, n.op_type) in weighty]
+
+    if not multiplying(model):
+        return []
+    return [(node, _node_macs(node)) for node in multiplying(infer_shapes(model.clone()))]
+
+
 @contextlib.contextmanager
 def _known_to_onnx(model: ir.Model) -> Iterator[None]:
-    """Let attention stand as an operator with the same output shape: onnx has none of com.microsoft's.
+    """Let operators of com.microsoft, none of which onnx knows, stand as ones with the same output shape.
 
-    MultiHeadAttention of (B, S, E), (B, L, E) and (B, L, Ev) gives (B, S, Ev).
+    MultiHeadAttention of (B, S, E), (B, L, E) and (B, L, Ev) gives (B, S, Ev); MatMulNBits multiplies
+    by a matrix of (K, N), its attributes.
     """
-    nodes = [n for n in all_nodes(model) if n.domain and n.op_type == _ATTENTION and len(n.inputs) > 2]
-    kept = [(node, node.domain, tuple(node.inputs)) for node in nodes]
-    for node, _, inputs in kept:
-        node.op_type, node.domain = "Einsum", ""
+    nodes = [n for n in all_nodes(model) if n.domain == "com.microsoft" and n.op_type in _STAND_INS]
+    kept = [(n, n.op_type, tuple(n.inputs)) for n in nodes if n.op_type != _ATTENTION or len(n.inputs) > 2]
+    matrices: list[str] = []
+    for node, op_type, inputs in kept:
+        node.op_type, node.domain = _STAND_INS[op_type], ""
+        if op_type in _SECOND:
+            second = inputs[_SECOND[op_type]]
+        elif op_type == _BLOCKS:
+            sizes = [node.attributes[key].as_int() for key in ("K", "N")]
+            name = f"onnxcomp_matrix_{len(matrices)}"
+            zeros = ir.tensor(np.broadcast_to(np.float32(0), sizes), name=name)
+            second = ir.Value(
+                name=name, shape=ir.Shape(sizes), type=ir.TensorType(ir.DataType.FLOAT), const_value=zeros
+            )
+            model.graph.register_initializer(second)
+            matrices.append(name)
+        else:
+            continue
         node.resize_inputs(2)
-        node.replace_input_with(1, inputs[2])
+        node.replace_input_with(1, second)
         node.attributes["equation"] = ir.AttrString("equation", "abc,ade->abe")
     try:
         yield
     finally:
-        for node, domain, inputs in kept:
-            node.op_type, node.domain = _ATTENTION, domain
-            node.resize_inputs(len(inputs))
+        for node, op_type, inputs in kept:
+            node.op_type, node.domain = op_type, "com.microsoft"
+            if len(node.inputs) != len(inputs):
+                node.resize_inputs(len(inputs))
             for index, value in enumerate(inputs):
                 node.replace_input_with(index, value)
-            del node.attributes["equation"]
+            node.attributes.pop("equation", None)
+        for name in matrices:
+            del model.graph.initializers[name]
 
 
 def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
@@ -306,15 +358,7 @@ def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:
 
 
 def _macs(model: ir.Model) -> tuple[int | None, int]:
-    def multiplying(model: ir.Model) -> list[ir.Node]:
-        nodes = model.graph.all_nodes()
-        weighty = {key for key in WEIGHT_INPUTS if "Gather" not in key[1]} | {("com.microsoft", _ATTENTION)}
-        return [n for n in nodes if (n.domain, n.op_type) in weighty]
-
-    if not multiplying(model):
-        return 0, 0
-    model = infer_shapes(model.clone())
-    counted = [_node_macs(node) for node in multiplying(model)]
+    counted = [macs for _, macs in macs_by_node(model)]
     known = [c for c in counted if c is not None]
     if counted and not known:
         return None, len(counted)
@@ -333,7 +377,7 @@ def _node_macs(node: ir.Node) -> int | None:
     if first is None or second is None:
         return None
     if node.op_type in _GATES:
-        hidden, width = second[-1], first[-1]
+        hidden, width = second[1 if node.domain else -1], first[-1]
         return math.prod(first[:-1]) * second[0] * _GATES[node.op_type] * hidden * (hidden + width)
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])

@@ -174,10 +174,25 @@ def open_session(
     Raises InvalidModelError, UnsafeModelError, UnsupportedError (an operator this build does not
     have), ProviderError (naming what is there), OutputError.
     """
-    file = Path(path)
+    return _open(Path(path), provider, _options(settings or SessionSettings()))
+
+
+def optimized(path: str | os.PathLike[str], folder: Path, *, settings: SessionSettings | None = None) -> Path:
+    """Write the graph that ORT runs on this host's CPU, after its own optimizer, into a private folder.
+
+    It holds operators of this host's kernels and must not be shipped. Raises what `open_session` raises.
+    """
+    target = folder / "optimized.onnx"
+    options = _options(settings or SessionSettings())
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+    _open(Path(path), "cpu", options)
+    return target
+
+
+def _open(file: Path, provider: str, options: ort.SessionOptions) -> Session:
     proto = models.read_proto(file)
     source: str | bytes = str(file)
-    options = _options(settings or SessionSettings())
     if not models.is_normal(proto):
         models.normalize(proto)
         source = proto.SerializeToString()

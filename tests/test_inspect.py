@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxcomp
-from onnxcomp.inspect import inspect, measure, stored_origin, weights
+from onnxcomp.inspect import infer_shapes, inspect, measure, stored_origin, weights
 from onnxcomp.model import load
 
 
@@ -98,3 +98,34 @@ def test_all_sample_models(shared):
         # others count float initializers only
         floats = entry["params"] + entry["const_nodes_elems"]
         assert entry["params"] <= found.contents.parameters <= floats or quantized, entry["file"]
+
+
+def q_gemm():
+    """x (4, 8) uint8 -> QGemm of com.microsoft by (16, 8), QLinearAdd to itself, MatMulInteger by (16, 2) -> y."""
+    unit, zero = numpy_helper.from_array(np.float32(1), "s"), numpy_helper.from_array(np.uint8(0), "z")
+    weights = [
+        numpy_helper.from_array(np.ones(shape, np.uint8), name) for name, shape in (("w", (16, 8)), ("v", (16, 2)))
+    ]
+    proto = builders.model(
+        [
+            helper.make_node(
+                "QGemm", ["x", "s", "z", "w", "s", "z", "", "s", "z"], ["g"], domain="com.microsoft", transB=1
+            ),
+            helper.make_node("QLinearAdd", ["g", "s", "z", "g", "s", "z", "s", "z"], ["a"], domain="com.microsoft"),
+            helper.make_node("MatMulInteger", ["a", "v"], ["y"]),
+        ],
+        [builders.value("x", 4, 8, dtype=onnx.TensorProto.UINT8)],
+        [builders.value("y", 4, 2, dtype=onnx.TensorProto.INT32)],
+        [unit, zero, *weights],
+    )
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return proto
+
+
+def test_sizes_are_known_behind_operators_that_onnx_does_not_know(tmp_path):
+    model = load(builders.save(q_gemm(), tmp_path / "m.onnx"))
+    before = [(n.domain, n.op_type, [v and v.name for v in n.inputs], sorted(n.attributes)) for n in model.graph]
+    assert measure(model).macs == 4 * 8 * 16 + 4 * 16 * 2
+    infer_shapes(model)
+    after = [(n.domain, n.op_type, [v and v.name for v in n.inputs], sorted(n.attributes)) for n in model.graph]
+    assert after == before

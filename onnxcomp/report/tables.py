@@ -197,6 +197,22 @@ def benchmark(result: Json) -> None:
         _print(f"  {reason['text']}; {reason['hint']}")
 
 
+def explanation(result: Json) -> None:
+    """`onnxcomp explain`: findings, worst first, then kernels and the expectation."""
+    rows = []
+    for finding in result["findings"]:
+        rows += [(finding["severity"], finding["what"]), ("  why", finding["why"]), ("  remedy", finding["remedy"])]
+    kernels = ", ".join(f"{name} {count}" for name, count in result["integer_kernels"].items())
+    expected = result["expectation"]
+    _facts(
+        [
+            *(rows or [("findings", "none")]),
+            ("integer kernels", kernels or "none"),
+            ("expectation", f"{expected['speed']}, estimated, not measured: {expected['reason']}"),
+        ]
+    )
+
+
 def demo(result: Json) -> None:
     """`onnxcomp demo`."""
     metric = result["metric"]

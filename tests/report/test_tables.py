@@ -218,6 +218,33 @@ def test_a_failed_control_is_said(printed):
     assert "1.234 failed" in " ".join(printed(tables.verdicts, found))
 
 
+def test_explanation(printed):
+    result = {
+        "findings": [
+            {"severity": "high", "what": "2 run as ConvInteger: a, b", "why": "slow", "remedy": "quantize statically"},
+            {"severity": "low", "what": "1 fused", "why": "slower", "remedy": "measure"},
+        ],
+        "integer_kernels": {"ConvInteger": 2, "QGemm": 1},
+        "expectation": {"speed": "slower", "reason": "90% in ConvInteger"},
+    }
+    assert printed(tables.explanation, result) == [
+        "high 2 run as ConvInteger: a, b",
+        "why slow",
+        "remedy quantize statically",
+        "low 1 fused",
+        "why slower",
+        "remedy measure",
+        "integer kernels ConvInteger 2, QGemm 1",
+        "expectation slower, estimated, not measured: 90% in ConvInteger",
+    ]
+
+
+def test_explanation_of_a_float_model(printed):
+    expected = {"speed": "about equal", "reason": "nothing in it is quantized"}
+    lines = printed(tables.explanation, {"findings": [], "integer_kernels": {}, "expectation": expected})
+    assert lines[:2] == ["findings none", "integer kernels none"]
+
+
 def test_demo(printed):
     lines = printed(tables.demo, results.demo())
     assert "float32 1.25 MB 1.00x 99.11 % [98.69, 99.53] - - - reference" in lines
