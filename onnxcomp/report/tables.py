@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcomp.report import text
+from onnxcomp.report import effects, text
 
 Json = Mapping[str, Any]
 
 _COLOURS = {"faster": "green", "slower": "red", "equivalent": "cyan", "undecided": "yellow"}
 _MOST_OPS = 12
-_MOST_SKIPPED = 8
 _PIPE_WIDTH = 160  # a pipe has no width; do not cut numbers
 
 
@@ -63,62 +62,23 @@ def record(result: Json) -> None:
         ("size", f"{1 / result['size_ratio']:.2f}x smaller" if result["size_ratio"] < 1 else "not smaller"),
     ]
     for step in result["passes"]:
-        rows.append((step["name"], f"{effect(step['effect'])} ({step['seconds']:.1f} s)"))
-        rows += [("  left in float", f"{nodes}: {reason}") for nodes, reason in skipped(step["effect"])]
+        rows.append((step["name"], f"{effects.effect(step['effect'])} ({step['seconds']:.1f} s)"))
+        rows += [("  left in float", f"{nodes}: {reason}") for nodes, reason in effects.skipped(step["effect"])]
     if result["equivalence"] is not None:
         rows.append(("proof", f"outputs equal within {result['equivalence']:.1e} of the largest value"))
+    if result.get("speed") is not None:
+        rows.append(("speed", speed(result["speed"])))
     _facts(rows)
     if result["fidelity"] is not None:
         fidelity(result["fidelity"])
+    if "explanation" in result:
+        explanation(result["explanation"])
 
 
-def effect(found: Json) -> str:
-    """One line about what a pass did."""
-    if "quantized_weights" in found:
-        share = found["quantized_weight_bytes"] / max(found["total_weight_bytes"], 1)
-        bits = ", 7 bits on this CPU" if found.get("reduce_range") else ""
-        return (
-            f"{found['quantized_weights']} of {found['total_weights']} weights in int8, "
-            f"{text.percent(share, 1)} of their bytes{bits}"
-        )
-    if "removed_parameters" in found:
-        packed = found["download_bytes"]
-        return (
-            f"{text.number(found['removed_parameters'])} of {text.number(found['parameters'])} weights set to zero; "
-            f"{found['label']}: compressed {text.size(packed['before'])} -> {text.size(packed['after'])}"
-        )
-    if "casts" in found:
-        stored, nodes = found["weight_bytes"], found["nodes"]
-        return (
-            f"{found['weights']} weights in {found['dtype']}, {text.size(stored['before'])} -> "
-            f"{text.size(stored['after'])}; {nodes['cast']} nodes compute in it, {nodes['kept']} in float32"
-        )
-    if "patterns" in found:
-        seen = {what.replace("_", " "): n for what, n in found["patterns"].items() if n["found"]}
-        shares = ", ".join(f"{n['fused']} of {n['found']} {what}" for what, n in seen.items())
-        return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {shares or 'nothing to fuse'}"
-    if "nodes" in found:
-        changes = [f"-{n} {op}" for op, n in found["removed"].items()]
-        changes += [f"+{n} {op}" for op, n in found["added"].items()]
-        what = ", ".join(c.replace("ai.onnx::", "") for c in changes[:6]) or "initializers only"
-        return f"{found['nodes']['before']} -> {found['nodes']['after']} nodes: {what}"
-    if "batch_normalizations" in found:
-        return f"{found['folded']} of {found['batch_normalizations']} BatchNormalization folded"
-    if "opset" in found:
-        return f"opset {found['opset']['before']} -> {found['opset']['after']}"
-    return ", ".join(f"{key} {value}" for key, value in found.items())
-
-
-def skipped(found: Json) -> list[tuple[str, str]]:
-    """(nodes, reason) of what a pass refused, one entry per reason."""
-    groups: dict[str, list[str]] = {}
-    for one in found.get("skipped", found.get("kept", ())):
-        groups.setdefault(one["reason"], []).append(one["node"])
-    entries = []
-    for reason, nodes in groups.items():
-        more = f" and {len(nodes) - _MOST_SKIPPED} more" if len(nodes) > _MOST_SKIPPED else ""
-        entries.append((", ".join(nodes[:_MOST_SKIPPED]) + more, reason))
-    return entries
+def speed(found: Json) -> str:
+    """One line about a quick look."""
+    span = f"[{found['low']:.2f}, {found['high']:.2f}]"
+    return f"{found['ratio']:.2f}x {span} that of the input, {found['samples']} sample a run, one thread: a quick look"
 
 
 def fidelity(result: Json) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import results
 
-from onnxcomp.report import tables
+from onnxcomp.report import effects, tables
 
 
 @pytest.fixture
@@ -124,16 +124,16 @@ def test_record_with_proof_fidelity_and_no_gain(printed):
     ],
 )
 def test_effect(found, expected):
-    assert tables.effect(found) == expected
+    assert effects.effect(found) == expected
 
 
 def test_skipped_groups_nodes_by_reason_and_counts_the_rest():
     skipped = [{"node": f"n{i}", "reason": "small"} for i in range(10)] + [{"node": "z", "reason": "shared"}]
-    assert tables.skipped({"skipped": skipped}) == [
+    assert effects.skipped({"skipped": skipped}) == [
         ("n0, n1, n2, n3, n4, n5, n6, n7 and 2 more", "small"),
         ("z", "shared"),
     ]
-    assert tables.skipped({}) == []
+    assert effects.skipped({}) == []
 
 
 def test_fidelity(printed):
