@@ -157,6 +157,11 @@ def _reduce(array: np.ndarray, metric: str, samples: int) -> np.ndarray:
         return np.argsort(-flat, axis=1, kind="stable")[:, :5]
     if metric in ("accuracy", "f1"):
         is_label = flat.shape[1] == 1 and array.dtype.kind in "iu"
+        if flat.shape[1] == 1 and not is_label:
+            raise UsageError(
+                f"{metric} needs one score per class, and the output has one number per sample",
+                hint="say what counts as right with --metric FILE.py:fn, or choose another output with --output",
+            )
         return flat[:, 0] if is_label else np.argmax(flat, axis=1)
     return flat[:, 0] if flat.shape[1] == 1 else flat
 

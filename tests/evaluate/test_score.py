@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builders
 import numpy as np
+import onnx
 import pytest
 
 from onnxcomp.errors import DataError, UsageError
@@ -121,3 +122,20 @@ def test_magika_reaches_the_published_accuracy(shared, tmp_path):
     np.savez(tmp_path / "d.npz", **arrays)
     found = evaluate(shared / "models/magika_standard_v3_3.onnx", tmp_path / "d.npz")
     assert found.value.value == pytest.approx(150 / 154)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_one_number_per_sample_is_no_class(tmp_path, metric):
+    """The largest of one score is always the first: every model would look equal to every other."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=1)],
+        "one",
+        [builders.value("x", "n", 4)],
+        [builders.value("y", "n", 1)],
+    )
+    sets = [onnx.helper.make_opsetid("", 13)]
+    path = builders.save(onnx.helper.make_model(graph, opset_imports=sets, ir_version=8), tmp_path / "m.onnx")
+    data = tmp_path / "d.npz"
+    np.savez(data, x=builders.samples(20, 4), labels=np.zeros(20, np.int64))
+    with pytest.raises(UsageError, match="one score per class"):
+        evaluate(path, data, metric=metric)
