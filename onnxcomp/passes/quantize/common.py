@@ -18,6 +18,7 @@ from onnxcomp.passes.base import Context, Note, named, transplant
 from onnxcomp.passes.opset import upgrade
 from onnxcomp.passes.quantize import _ort, embedding, shared
 from onnxcomp.passes.quantize._uses import users
+from onnxcomp.passes.quantize.names import name_nodes, set_apart
 from onnxcomp.passes.quantize.unfuse import unfuse
 from onnxcomp.passes.quantize.widen import NARROW, widen
 
@@ -48,7 +49,7 @@ def prepare(
 
     Returns the names of nodes to leave in float: those that `exclude` means, and those whose weights
     would break.
-    Raises UnsupportedError (already quantized), NoEffectError (no weights),
+    Raises UnsupportedError (already quantized, names that clash), NoEffectError (no weights),
     InvalidModelError (NaN or infinite weights), UsageError (an unknown node in `exclude`).
     """
     done = sorted({n.op_type for n in all_nodes(model)} & _QUANTIZED_OPS)
@@ -70,7 +71,8 @@ def prepare(
     _simplified(model, context, [name for name, nodes in meant.items() if nodes == [name]])
     if upgrade(model, _MIN_OPSET):
         context.note(f"opset raised to {_MIN_OPSET}, per-channel scales need it")
-    _name_nodes(model)
+    name_nodes(model)
+    set_apart(model)
     if any(node.domain for node in all_nodes(model)):
         infer_shapes(model)  # ORT's quantizer asks onnx alone, which knows no output of fused attention
     kept = [node for nodes in named(model, exclude).values() for node in nodes]
@@ -219,20 +221,6 @@ def _simplified(model: ir.Model, context: Context, exclude: list[str]) -> None:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         return
     transplant(model, trial)
-
-
-def _name_nodes(model: ir.Model) -> None:
-    """Give every node a name of its own: the quantizer and the notes speak of nodes by name."""
-    taken = {n.name for n in all_nodes(model)}
-    seen: set[str] = set()
-    for i, node in enumerate(all_nodes(model)):
-        if not node.name or node.name in seen:
-            name = f"{node.op_type}_{i}"
-            while name in taken:
-                name += "_"
-            node.name = name
-            taken.add(name)
-        seen.add(node.name)
 
 
 def _fragile(model: ir.Model, context: Context) -> list[str]:
