@@ -27,7 +27,7 @@ _BEFORE: dict[str, type[Pass]] = {"equalize": Equalize, "smooth": Smooth, "corre
 @click.option("--correct-bias", is_flag=True, help="First take the mean error of int8 weights out of the biases.")
 @click.option("--max-drop", metavar="D", help="Leave the fewest nodes in float that keep the drop on --eval within D.")
 @click.option("--eval", "evaluation", metavar="E", help="Labelled samples that judge --max-drop, not those of --data.")
-@click.option("--metric", default="accuracy", show_default=True, help="Of --max-drop, as in evaluate.")
+@click.option("--metric", metavar="M", help="Of --max-drop, as in evaluate [default: accuracy].")
 @click.option("--statistics", "store", metavar="DIR", help="Keep what calibration counted; a broken run goes on.")
 @click.option("--explain", is_flag=True, help="Say what ONNX Runtime makes of the result: kernels, nodes in float.")
 @click.option("--measure/--no-measure", default=True, help="Time the result against MODEL, 2 s [default: on].")
@@ -45,6 +45,7 @@ def command(shell: Shell, model: str, mode: str, **values: Any) -> None:
     _check(mode, values)
     wanted = given(values, cls)
     shared = {name: value for name, value in wanted.items() if name in ("exclude", "per_channel", "reduce_range")}
+    shared["op_types"] = [op for op in wanted.get("op_types", _op_types(cls)) if op in CorrectBias().op_types]
     steps = [(s.name, {k: v for k, v in shared.items() if k in {f.name for f in s.fields()}}) for s in before]
     steps.append((cls.name, wanted))
     options = verbs.pipeline_options(shell, values)
@@ -54,11 +55,20 @@ def command(shell: Shell, model: str, mode: str, **values: Any) -> None:
     if values["max_drop"] is None:
         record = shell.work(work.passes, model, values["output"], steps, **options)
     else:
-        budget = {"eval": values["evaluation"], "max_drop": values["max_drop"], "metric": values["metric"]}
+        budget = {
+            "eval": values["evaluation"],
+            "max_drop": values["max_drop"],
+            "metric": values["metric"] or "accuracy",
+        }
         record = shell.work(work.quantize_within, model, values["output"], steps, **budget, **options)
     if values["explain"]:
         record["explanation"] = shell.work(work.explain, values["output"])
     verbs.finish(shell, record)
+
+
+def _op_types(cls: type[Pass]) -> list[str]:
+    """What the quantization takes if not told otherwise; where that is open, all that correct-bias knows."""
+    return cls().options()["op_types"] or list(CorrectBias().op_types)
 
 
 def _check(mode: str, values: dict[str, Any]) -> None:
@@ -76,5 +86,10 @@ def _check(mode: str, values: dict[str, Any]) -> None:
             raise UsageError(f"{flag} needs --data", hint="give real samples, some hundred")
     if (values["max_drop"] is None) != (values["evaluation"] is None):
         raise UsageError("--max-drop and --eval go together", hint="--max-drop 0.5% --eval samples-with-labels.npz")
+    if values["metric"] is not None and values["max_drop"] is None:
+        raise UsageError("--metric is for --max-drop", hint="'onnxcomp evaluate' measures a result")
+    calibrates = cls.needs_data or values["smooth"] or values["correct_bias"] or values["max_drop"] is not None
+    if values["store"] is not None and not calibrates:
+        raise UsageError(f"--statistics has nothing to keep: --mode {mode} does not calibrate")
     if values["max_drop"] is not None and mode == "weights":
         raise UsageError("--max-drop is not an option of --mode weights")

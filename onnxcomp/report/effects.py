@@ -42,7 +42,9 @@ def _quantized(found: Json) -> str:
     if "search" not in found:
         return line
     search = found["search"]
-    drop = text.score_interval({**search, "value": search["drop"]}, search["metric"])
+    drop = text.score(search["drop"], search["metric"])
+    if search["low"] is not None and search["high"] is not None:
+        drop = text.score_interval({**search, "value": search["drop"]}, search["metric"])
     return f"{line}; drop {drop}, {len(search['excluded'])} nodes in float after {len(search['tried'])} candidates"
 
 

@@ -10,11 +10,15 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxcomp.activations import Channels, observe
-from onnxcomp.errors import CalibrationError
+from onnxcomp.errors import CalibrationError, UsageError, nearest
+from onnxcomp.inspect import all_nodes
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
 from onnxcomp.passes.batchnorm import fold, make_constants
 from onnxcomp.passes.quantize.common import resolve_reduce_range
 from onnxcomp.passes.quantize.layers import Layer, layers
+
+#: `quantize-dynamic` leaves Conv in float
+OP_TYPES = ("Conv", "Gemm", "MatMul")
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -24,32 +28,41 @@ class CorrectBias(Pass):
     """Rounded weights shift the mean of each output; a bias can shift it back for nothing.
 
     The bias of a channel changes by -(W_int8 - W) E[x], with the mean of the inputs on real data; W_int8 is what
-    `quantize-dynamic` or `quantize-static` will make, run it before these with the same `per_channel` and
-    `reduce_range`. Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with measured means.
+    `quantize-dynamic` or `quantize-static` will make, run it before these with the same `op_types`,
+    `per_channel` and `reduce_range`: where a weight then stays in float, the mean is off by as much.
+    Nagel et al. 2019 (arXiv:1906.04721), section 4.2, with measured means.
 
     Rules:
         1. Conv, Gemm, and MatMul with an Add of a stored bias. A Conv without a bias gets one.
-        2. BatchNormalization is folded first.
+        2. BatchNormalization is folded first, unless one is in `exclude` by its name.
         3. Left alone: weights that several nodes use, with a note; nodes in `exclude`; subgraphs.
     """
 
     name: ClassVar[str] = "correct-bias"
     needs_data: ClassVar[bool] = True
 
+    op_types: tuple[str, ...] = option(OP_TYPES, "operator types that will be quantized")
     per_channel: bool = option(True, "one scale per output channel instead of one per tensor")
     reduce_range: bool | None = option(None, "7-bit weights for CPUs without VNNI; unset: decided by this host")
     exclude: tuple[str, ...] = option((), "nodes, or torch modules ('encoder.layer.3'), to leave as they are")
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
-        """Raises CalibrationError without data or for NaN and infinity in it, UsageError for an unknown name."""
+        """Raises CalibrationError without data or for NaN and infinity in it, UsageError for what is unknown."""
+        for op in self.op_types:
+            if op not in OP_TYPES:
+                hint = nearest(op, OP_TYPES) or f"it has them for {', '.join(OP_TYPES)}"
+                raise UsageError(f"correct-bias has no rule for the operator type '{op}'", where="op_types", hint=hint)
         if context.data is None:
             raise CalibrationError("correcting biases needs data", where="data", hint="give --data")
         context.data.require_real("correcting biases")
         make_constants(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        fold(model)
-        excluded = {node for nodes in named(model, self.exclude).values() for node in nodes}
-        found = [layer for layer in layers(model) if layer.node.name not in excluded]
+        meant = named(model, self.exclude)
+        excluded = {node for nodes in meant.values() for node in nodes}
+        # the quantizer, too, lets stand what is excluded by name, and needs to find it
+        if not any(n.op_type == "BatchNormalization" and meant.get(n.name or "") == [n.name] for n in all_nodes(model)):
+            fold(model)
+        found = [n for n in layers(model) if n.node.op_type in self.op_types and n.node.name not in excluded]
         for layer in found:
             if layer.shared:
                 context.note("not corrected: other nodes use its weight too", layer.node.name or "")
@@ -65,7 +78,7 @@ class CorrectBias(Pass):
         for layer in found:
             seen = means[layer.input.name or "", layer.axis]
             change = _shift(layer, seen, top, per_channel=self.per_channel) if seen.count else np.zeros(0)
-            if np.any(change) and layer.add_to_bias(change):
+            if np.any(change) and layer.add_to_bias(model, change):
                 done.append({"node": layer.node.name, "largest": float(np.abs(change).max())})
         return Effect(bool(done), {"corrected": len(done), "of": len(found), "layers": done})
 

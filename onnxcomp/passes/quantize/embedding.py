@@ -11,8 +11,13 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp.passes.quantize._names import free, initializer
+
 #: rows converted at a time
 _ROWS = 1 << 14
+
+#: below it a column's scale would lose digits, or be 0; such a column becomes 0
+_SMALLEST = 127 * float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +56,24 @@ def quantize(model: ir.Model, table: Table) -> None:
     array = tensor.numpy()
     columns = array.shape[-1]
     peak = np.abs(array).reshape(-1, columns).max(axis=0)
-    scale = np.where(peak > 0, peak / 127, 1).astype(np.float32)
+    scale = np.where(peak >= _SMALLEST, peak / 127, 1).astype(np.float32)
     numbers = np.empty(array.shape, np.int8)
     for start in range(0, len(array), _ROWS):
         numbers[start : start + _ROWS] = np.rint(array[start : start + _ROWS] / scale)
     name = table.value.name
-    stored = _initializer(model, f"{name}_quantized", numbers)
-    scales = _initializer(model, f"{name}_scale", scale)
+    stored = initializer(model, f"{name}_quantized", ir.Tensor(numbers))
+    scales = initializer(model, f"{name}_scale", ir.Tensor(scale))
     for node in table.lookups:
         node.replace_input_with(0, stored)
         old = node.outputs[0]
-        restore = ir.node("DequantizeLinear", [old, scales], {"axis": -1}, name=f"{node.name}_DequantizeLinear")
+        restore = ir.node(
+            "DequantizeLinear", [old, scales], {"axis": -1}, name=free(model, f"{node.name}_DequantizeLinear")
+        )
         restored = restore.outputs[0]
         restored.dtype, restored.shape = ir.DataType.FLOAT, old.shape
         old.replace_all_uses_with(restored, replace_graph_outputs=True)
         restore.replace_input_with(0, old)
-        restored.name, old.name = old.name, f"{old.name}_found"
+        restored.name, old.name = old.name, free(model, f"{old.name}_found")
         old.dtype = ir.DataType.INT8
         restore.metadata_props.update(node.metadata_props)
         model.graph.insert_after(node, restore)
@@ -83,10 +90,3 @@ def _looks_up(node: ir.Node, table: ir.Value, model: ir.Model, excluded: set[str
         and node.inputs[1] is not table
         and node.name not in excluded
     )
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-    model.graph.register_initializer(value)
-    return value

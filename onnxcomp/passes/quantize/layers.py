@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp.passes.quantize._names import initializer
 from onnxcomp.passes.quantize.linear import Linear, linear
 
 
@@ -55,13 +56,13 @@ class Layer:
         outputs: np.ndarray = np.einsum("gi,igo->go", inputs, matrix.reshape(len(matrix), groups, -1))
         return outputs.reshape(-1)
 
-    def add_to_bias(self, change: np.ndarray) -> bool:
+    def add_to_bias(self, model: ir.Model, change: np.ndarray) -> bool:
         """Add (out,) to the bias; False where there is none. A Conv gets one: it costs nothing."""
         bias = self._bias()
         if bias is None:
             if self.linear or (len(self.node.inputs) > 2 and self.node.inputs[2] is not None):
                 return False
-            bias = self._new_bias(len(change))
+            bias = self._new_bias(model, len(change))
         held = bias.const_value
         assert held is not None
         bias.const_value = ir.Tensor((held.numpy() + change).astype(np.float32), name=bias.name)
@@ -75,12 +76,8 @@ class Layer:
         alone = value is not None and value.producer() is None and value.const_value is not None
         return value if alone and value is not None and len(value.uses()) == 1 else None
 
-    def _new_bias(self, size: int) -> ir.Value:
-        name = f"{self._stored.name}_bias"
-        tensor = ir.Tensor(np.zeros(size, np.float32), name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-        assert self.node.graph is not None
-        self.node.graph.register_initializer(value)
+    def _new_bias(self, model: ir.Model, size: int) -> ir.Value:
+        value = initializer(model, f"{self._stored.name}_bias", ir.Tensor(np.zeros(size, np.float32)))
         self.node.resize_inputs(3)
         self.node.replace_input_with(2, value)
         return value
@@ -108,8 +105,12 @@ def layers(model: ir.Model) -> Iterator[Layer]:
         found = linear(node)
         if found is not None:
             yield Layer(node, found, -1)
-        elif node.op_type == "Conv" and not node.domain and _is_stored(node.inputs[1]) and node.inputs[0] is not None:
+        elif node.op_type == "Conv" and not node.domain and _is_stored(node.inputs[1]) and _varies(node.inputs[0]):
             yield Layer(node, None, 1)
+
+
+def _varies(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is None
 
 
 def _is_stored(value: ir.Value | None) -> bool:
