@@ -5,6 +5,7 @@ from __future__ import annotations
 import builders
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -235,7 +236,30 @@ def test_a_tied_embedding(step, output, rows, tmp_path):
     quantized, total, reasons, sqnr, left = run(tied(output=output, rows=rows), step(), tmp_path, IDS)
     assert (quantized, total, reasons, left) == (3, 3, {}, 0)
     assert sqnr > 25
-    assert (tmp_path / "o.onnx").stat().st_size < 0.6 * (tmp_path / "m.onnx").stat().st_size
+    stored = [t for t in onnx.load(tmp_path / "o.onnx").graph.initializer if t.data_type == TensorProto.INT8]
+    assert sum(rows * 64 == np.prod(t.dims) for t in stored) == 1
+    assert (tmp_path / "o.onnx").stat().st_size < 0.4 * (tmp_path / "m.onnx").stat().st_size
+
+
+@BOTH
+def test_a_tied_square_table_is_stored_twice(step, tmp_path):
+    """Which of its scales are those of rows cannot be told by their number."""
+    quantized, _, reasons, sqnr, left = run(
+        tied(output="Transpose", rows=64), step(), tmp_path, {"ids": IDS["ids"] % 64}
+    )
+    assert (quantized, reasons, left) == (3, {}, 0)
+    assert sqnr > 25
+
+
+@BOTH
+def test_int8_kernels_behind_a_table(step, tmp_path):
+    """A product that reads a lookup gets its int8 kernel: ORT dequantized its weight at each run."""
+    run(tied(output="Gemm"), step(), tmp_path, IDS)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(tmp_path / "o.onnx", options, providers=["CPUExecutionProvider"])
+    ops = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert not {"MatMul", "Gemm"} & set(ops)
 
 
 @BOTH

@@ -14,7 +14,7 @@ from onnxcomp import runtime
 from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError
 from onnxcomp.inspect import Weight, all_nodes, constants, infer_shapes, weights
 from onnxcomp.passes import simplify as simplify_pass
-from onnxcomp.passes.base import Context, Note, named, transplant
+from onnxcomp.passes.base import Context, Note, drop_inner_shapes, named, transplant
 from onnxcomp.passes.opset import upgrade
 from onnxcomp.passes.quantize import _ort, embedding, shared
 from onnxcomp.passes.quantize._uses import users
@@ -185,10 +185,14 @@ def _reason(weight: Weight, request: _ort.Request) -> str | None:
 
 
 def quantize_tables(model: ir.Model, request: _ort.Request) -> None:
-    """Tables of embeddings, which ORT's quantizer does worse; see `embedding`."""
+    """Tables of embeddings, which ORT's quantizer does worse; see `embedding`.
+
+    After all else: ORT's quantizer takes nothing that a DequantizeLinear makes.
+    """
     if "Gather" in request.op_types:
         for table in embedding.tables(model, set(request.exclude)):
             embedding.quantize(model, table)
+        drop_inner_shapes(model)
 
 
 def finish(model: ir.Model, result: ir.Model, settled: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxcomp.passes.base import Context, Effect, Pass, option
-from onnxcomp.passes.quantize import _ort, common, shared
+from onnxcomp.passes.quantize import _ort, common, shared, tied
 
 #: Conv is left out on purpose: ORT's ConvInteger is 5 to 7 times slower than float
 OP_TYPES = ("Gather", "Gemm", "LSTM", "MatMul")
@@ -45,12 +45,13 @@ class QuantizeDynamic(Pass):
         )
         scaled = _scaled(model)
         request = request.without(scaled)
-        shared.untie(model, request)
+        ties = shared.untie(model, request)
         ledger = common.account(model, request, fragile, dict.fromkeys(scaled, _SCALED))
         request = request.without(ledger.held_back)
-        common.quantize_tables(model, request)
         result = _ort.dynamic(model, request, context)
+        common.quantize_tables(result, request)
         settled = ledger.settle(result, context.notes)
+        tied.merge(result, ties)
         common.finish(model, result, settled)
         return Effect(True, {**settled, "reduce_range": request.reduce_range})
 

@@ -37,9 +37,9 @@ class Peaks:
 
     def update(self, array: np.ndarray) -> None:
         """Add finite values of any shape."""
-        rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
-        if not rows.size:
+        if not array.size:
             return
+        rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
         low, high = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
         peaks = np.maximum(np.abs(low), np.abs(high))
         self.low, self.high = min(self.low, float(low.min())), max(self.high, float(high.max()))
@@ -56,7 +56,8 @@ class Peaks:
         below = np.cumsum(self._exponents)
         if not below[-1]:
             return 0.0
-        return math.ldexp(1.0, int(np.searchsorted(below, (below[-1] + 1) // 2)) + _LEAST)
+        exponent = int(np.searchsorted(below, (below[-1] + 1) // 2)) + _LEAST
+        return math.ldexp(1.0, exponent) if exponent < 1024 else math.inf
 
     def vanish(self, low: float, high: float) -> bool:
         """Whether half of the rows would round to zero in 8 bits over this range."""

@@ -11,34 +11,54 @@ from onnxcomp.inspect import weights
 from onnxcomp.passes.quantize import _ort, _uses
 
 
-def untie(model: ir.Model, request: _ort.Request) -> None:
+def untie(model: ir.Model, request: _ort.Request) -> list[tuple[str, str]]:
     """Store a matrix once for each way in which nodes read it: as a table, as a factor, as a factor turned.
 
-    An embedding that is the output layer too becomes two int8 tensors, half the float one: each with the scales
-    that its kernel takes. Only where all readers will be quantized: otherwise the float tensor would stay beside.
+    An embedding that is the output layer too becomes two tensors, each with the scales that its kernel takes;
+    `tied.merge` makes one of them again. Only where all readers will be quantized: otherwise the float tensor
+    would stay beside.
+
+    Returns names of (table, factor) that were one.
     """
+    ties = []
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2 or value.is_graph_output():
             continue
         readers = _uses.users(value)
-        if not readers or any(_stays(node, index, model, request) for node, index, _ in readers):
-            continue
-        kinds = dict.fromkeys((node.op_type == "Gather", turned) for node, _, turned in readers)
-        if any(looked_up and turned for looked_up, turned in kinds):
-            continue
-        first = next((kind for kind in kinds if not kind[1]), None)
-        for kind in kinds:
-            if kind != first:
-                own = _copy(model, value, tensor, turned=kind[1])
-                for node, index, turned in readers:
-                    if (node.op_type == "Gather", turned) == kind:
-                        node.replace_input_with(index, own)
-        for node in [use.node for use in value.uses() if use.node.op_type == "Transpose"]:
-            if not node.outputs[0].uses():
-                model.graph.remove(node, safe=True)
-        if first is None:
-            del model.graph.initializers[value.name or ""]
+        stays = any(_stays(node, index, model, request) for node, index, _ in readers)
+        if readers and not stays and not any(turned and node.op_type == "Gather" for node, _, turned in readers):
+            named = _split(model, value, tensor, readers)
+            if _TABLE in named:
+                ties += [(named[_TABLE], name) for kind, name in named.items() if kind != _TABLE]
+    return ties
+
+
+#: how a node reads a matrix: whether it looks up rows, whether a Transpose stands between
+_Kind = tuple[bool, bool]
+_TABLE: _Kind = (True, False)
+
+
+def _split(
+    model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol, readers: list[tuple[ir.Node, int, bool]]
+) -> dict[_Kind, str]:
+    """Give each way of reading its own initializer, the first that is not turned the one that is there: {way: name}."""
+    kinds = dict.fromkeys((node.op_type == "Gather", turned) for node, _, turned in readers)
+    first = next((kind for kind in kinds if not kind[1]), None)
+    named = {} if first is None else {first: value.name or ""}
+    for kind in kinds:
+        if kind != first:
+            own = _copy(model, value, tensor, turned=kind[1])
+            named[kind] = own.name or ""
+            for node, index, turned in readers:
+                if (node.op_type == "Gather", turned) == kind:
+                    node.replace_input_with(index, own)
+    for node in [use.node for use in value.uses() if use.node.op_type == "Transpose"]:
+        if not node.outputs[0].uses():
+            model.graph.remove(node, safe=True)
+    if first is None:
+        del model.graph.initializers[value.name or ""]
+    return named
 
 
 def held_back(model: ir.Model, request: _ort.Request) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxcomp.data import Batches
 from onnxcomp.errors import CalibrationError
 from onnxcomp.passes.base import Context, Effect, Pass, option
-from onnxcomp.passes.quantize import _ort, calibrate, common, kernels, policy, shared
+from onnxcomp.passes.quantize import _ort, calibrate, common, kernels, policy, shared, tied
 
 #: operators that hold weights (quantizing all others too destroys accuracy on real models), and those that an
 #: int8 Conv absorbs: with Relu and Clip a detector ran 2.4 times faster than float, without 1.8. Operators
@@ -64,7 +64,7 @@ class QuantizeStatic(Pass):
             per_channel=self.per_channel,
             reduce_range=common.resolve_reduce_range(self.reduce_range, context),
         )
-        shared.untie(model, request)
+        ties = shared.untie(model, request)
         idle = policy.float_nodes(model, op_types, request.exclude) if self.op_types is None else []
         request = request.without(idle)
         ranges = calibrate.measure(
@@ -74,9 +74,10 @@ class QuantizeStatic(Pass):
         request = request.without(empty)
         ledger = common.account(model, request, fragile, dict.fromkeys(idle, _IDLE) | dict.fromkeys(empty, _EMPTY))
         request = request.without(ledger.held_back)
-        common.quantize_tables(model, request)
         result = _ort.static(model, request, context, ranges)
+        common.quantize_tables(result, request)
         settled = ledger.settle(result, context.notes)
+        tied.merge(result, ties)
         common.finish(model, result, settled)
         samples = context.data.samples
         if samples < _FEW:
