@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxcomp.activations import Channels, Rows, observe
+from onnxcomp.data import Batches
 from onnxcomp.errors import CalibrationError
 from onnxcomp.inspect import MODULE, all_nodes
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
@@ -33,9 +34,10 @@ class Smooth(Pass):
 
     The outputs stay equal in float; an int8 model made afterwards is more accurate, since a few large
     channels no longer take up the range of all. SmoothQuant (Xiao et al. 2023, arXiv:2211.10438), with
-    these differences: the factors are chosen for each activation among 46 candidates (powers of activation
+    these differences: the factors are chosen for each activation among 44 candidates (powers of activation
     and weight for several alphas, and factors for the outliers alone) by the error that int8 would cause
-    on real rows; any MatMul and Gemm takes part, not only those behind a LayerNormalization.
+    on real rows, of other samples than those that the factors come from; any MatMul and Gemm takes part, not
+    only those behind a LayerNormalization. A second run finds nothing to do.
 
     Rules:
         1. Factors go into the LayerNormalization, or through attention into the matrix of the values,
@@ -62,7 +64,9 @@ class Smooth(Pass):
         excluded = {node for nodes in named(model, self.exclude).values() for node in nodes}
         groups = _groups(model, excluded, context)
         seen = {name: (Channels(-1), Rows(_ROWS)) for name in groups}
-        observe(model, context.data, seen, workdir=context.workdir, store=context.store)
+        for half, data in enumerate(_halves(context.data)):
+            wanted = {name: [statistics[half]] for name, statistics in seen.items()}
+            observe(model, data, wanted, workdir=context.workdir, store=context.store)
         done: list[dict[str, Any]] = []
         for name, group in groups.items():
             channels, rows = seen[name]
@@ -86,6 +90,15 @@ class Smooth(Pass):
             "groups": done,
         }
         return Effect(bool(done), details)
+
+
+def _halves(data: Batches) -> tuple[Batches, Batches]:
+    """One makes the factors, the other judges them: channels that were made equal saturate sooner on new samples."""
+    if data.samples > 1:
+        halves = data.split(0.5)
+        if all(any(True for _ in half) for half in halves):  # a fixed batch may be larger
+            return halves
+    return data, data
 
 
 def _groups(model: ir.Model, excluded: set[str], context: Context) -> dict[str, list[Linear]]:

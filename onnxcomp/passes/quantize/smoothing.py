@@ -15,6 +15,9 @@ _QUANTILES = np.linspace(0.5, 0.95, 10)
 #: largest magnitude of a quantized weight, whatever this host prefers: the same bytes everywhere
 _LEVELS = 127
 
+#: candidates whose outputs are computed, the best by estimate
+_JUDGED = 4
+
 #: a channel is enlarged at most so much: on other samples it may be larger than it was here
 _LEAST = 1 / 16
 
@@ -42,17 +45,21 @@ def best(channels: Channels, rows: np.ndarray, matrices: Sequence[np.ndarray]) -
 
     Args:
         channels: range of each channel of the activation.
-        rows: a sample of it: float32, (rows, channels).
+        rows: a sample of it, best from other data: float32, (rows, channels).
         matrices: float32, (channels, out) each.
     """
     matrix = np.concatenate(matrices, axis=1)
     plain = np.ones(len(matrix))
+    reference = _Rounded(plain, channels, rows, matrix).error()
     chosen = Choice(plain, "none", 1.0)
-    reference = _error(plain, channels, rows, matrix)
     if reference == 0:
         return chosen
-    for family, factors in _candidates(channels, matrix):
-        error = _error(factors, channels, rows, matrix) / reference
+    estimates = [
+        (_Rounded(factors, channels, rows, matrix).estimate(), number, family, factors)
+        for number, (family, factors) in enumerate(_candidates(channels, matrix))
+    ]
+    for _, _, family, factors in sorted(estimates)[:_JUDGED]:
+        error = _Rounded(factors, channels, rows, matrix).error() / reference
         if error < chosen.error:
             chosen = Choice(factors, family, error)
     return chosen
@@ -77,21 +84,31 @@ def _candidates(channels: Channels, matrix: np.ndarray) -> Iterator[tuple[str, n
         yield f"outliers beyond quantile {share:.2f}", np.maximum(peak / np.quantile(peak, share), 1.0)
 
 
-def _error(factors: np.ndarray, channels: Channels, rows: np.ndarray, matrix: np.ndarray) -> float:
-    """Mean squared error of the outputs, summed over them.
+class _Rounded:
+    """An activation and its matrix behind factors, and what int8 makes of both."""
 
-    Rounding errors of activations and of weights are taken as independent of each other and between
-    channels, so that no product of matrices is needed.
-    """
-    inverse = (1 / factors).astype(np.float32)
-    low, high = min((channels.low * inverse).min(), 0.0), max((channels.high * inverse).max(), 0.0)
-    scale = np.float32(max((high - low) / 255, np.finfo(np.float32).tiny))
-    scaled = rows * inverse
-    rounding = np.rint(scaled / scale) * scale - scaled
-    heavier = matrix * factors.astype(np.float32)[:, np.newaxis]
-    steps = np.maximum(np.abs(heavier).max(0) / _LEVELS, np.finfo(np.float32).tiny)
-    wrong = np.rint(heavier / steps) * steps - heavier
-    by_activations = np.square(rounding).mean(0, dtype=np.float64) * np.square(heavier).sum(1, dtype=np.float64)
-    by_weights = np.square(scaled).mean(0, dtype=np.float64) * np.square(wrong).sum(1, dtype=np.float64)
-    # summed by numpy: BLAS sums in an order that depends on the number of threads
-    return float((by_activations + by_weights).sum())
+    def __init__(self, factors: np.ndarray, channels: Channels, rows: np.ndarray, matrix: np.ndarray) -> None:
+        inverse = (1 / factors).astype(np.float32)
+        low, high = min((channels.low * inverse).min(), 0.0), max((channels.high * inverse).max(), 0.0)
+        scale = np.float32(max((high - low) / 255, np.finfo(np.float32).tiny))
+        self._rows = rows * inverse
+        # the rows come from other samples than the range: what lies beyond it saturates
+        levels = np.clip(np.rint(self._rows / scale), np.rint(low / scale), np.rint(high / scale))
+        self._rounding = levels * scale - self._rows
+        heavier = matrix * factors.astype(np.float32)[:, np.newaxis]
+        steps = np.maximum(np.abs(heavier).max(0) / _LEVELS, np.finfo(np.float32).tiny)
+        self._stored = np.rint(heavier / steps) * steps
+        self._wrong = self._stored - heavier
+
+    def error(self) -> float:
+        """Mean squared error of the outputs, summed over them."""
+        wrong = self._rounding @ self._stored + self._rows @ self._wrong
+        return float(np.square(wrong).sum(dtype=np.float64) / len(wrong))
+
+    def estimate(self) -> float:
+        """The same without a product of matrices: as if all errors were independent of each other."""
+        size = np.square(self._stored).sum(1, dtype=np.float64)
+        by_rows = np.square(self._rounding).mean(0, dtype=np.float64) * size
+        by_matrix = np.square(self._rows).mean(0, dtype=np.float64) * np.square(self._wrong).sum(1, dtype=np.float64)
+        # summed by numpy: BLAS sums in an order that depends on the number of threads
+        return float((by_rows + by_matrix).sum())
