@@ -211,10 +211,13 @@ def test_names_that_are_taken(tmp_path):
     assert len(names) == len(set(names))
 
 
-def test_a_speech_filter_runs_without_dequantized_weights(shared, tmp_path):
-    """DTLN's second part: products of three axes of known size, and projections with a bias."""
-    source = shared / "models/dtln_model_2.onnx"
-    data, _ = real_data.samples("dtln_model_2", shared)
+@pytest.mark.parametrize(
+    "name", ["dtln_model_2", "magika_standard_v3_3", "snips_transformer", "mlperftiny_resnet8_cifar10"]
+)
+def test_real_models_run_without_dequantized_weights(name, shared, tmp_path):
+    """DTLN has products of three axes of known size, and residual sums."""
+    source = shared / f"models/{name}.onnx"
+    data, _ = real_data.samples(name, shared)
     out = tmp_path / "o.onnx"
     record = optimize_file(source, out, [QuantizeStatic()], data=data)
     assert record.passes[0].effect["quantized_weights"] > 0
