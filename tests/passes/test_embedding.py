@@ -99,7 +99,10 @@ def test_rows_are_those_of_the_table_within_half_a_step(step, tmp_path):
     ids = np.arange(ROWS - 4).reshape(-1, 7)
     found = runtime.open_session(tmp_path / "o.onnx").run({"ids": ids})["e"]
     array = numpy_helper.to_array(table())
-    assert np.all(np.abs(found - array[ids]) <= np.abs(array).max(axis=0) / 127 * 0.5001)
+    step_of_table = np.abs(array).max(axis=0) / 127
+    # static quantization gives out what the int8 product reads
+    step_of_product = (array.max() - array.min()) / 255 if step is QuantizeStatic else 0
+    assert np.all(np.abs(found - array[ids]) <= (step_of_table + step_of_product) * 0.5001)
 
 
 @BOTH
