@@ -53,7 +53,7 @@ def observe(model: ir.Model, data: Batches, wanted: Wanted, *, workdir: Path, st
         done = 0 if kept is None else kept.restore()
         if kept is not None and kept.finished:
             return
-        turns, step = _turns(*_sizes(model, data, list(wanted), folder), data.batch_size)
+        turns, step = _turns(_sizes(model, data, list(wanted), folder), data.batch_size)
         data = data.in_batches_of(step)
         run = 0
         for turn, names in enumerate(turns):
@@ -148,8 +148,8 @@ def _not_finite(session: runtime.Session, name: str, batch: Batch, data: Batches
     )
 
 
-def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -> tuple[dict[str, int], int]:
-    """(bytes of each tensor in the smallest batch there can be, samples of this batch)."""
+def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -> dict[str, int]:
+    """Bytes of each tensor in the smallest batch there can be: one sample, or the model's own batch."""
     smallest = data.in_batches_of(1)
     largest = max(smallest, key=lambda batch: sum(a.nbytes for a in batch.feeds.values()), default=None)
     if largest is None:
@@ -157,12 +157,12 @@ def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -
             "the calibration data holds no samples, or fewer than the model's batch", where=data.source.name
         )
     session = _session(model, names, folder)
-    return {name: array.nbytes for name, array in _arrays(session, names, largest, smallest)}, largest.samples
+    return {name: array.nbytes for name, array in _arrays(session, names, largest, smallest)}
 
 
-def _turns(sizes: Mapping[str, int], least: int, batch_size: int) -> tuple[list[list[str]], int]:
+def _turns(sizes: Mapping[str, int], batch_size: int) -> tuple[list[list[str]], int]:
     """(names of each turn, samples of a batch): several turns only if not even the smallest batch fits."""
-    step = max(min(batch_size, _BUDGET * least // max(sum(sizes.values()), 1)), least)
+    step = max(min(batch_size, _BUDGET // max(sum(sizes.values()), 1)), 1)
     turns: list[list[str]] = []
     filled = 0
     for name, size in sizes.items():

@@ -253,6 +253,13 @@ def test_what_the_graph_gives_out_stays_as_it_is(given_out, tmp_path):
     assert_equal_outputs(done, model, tokens(seed=1), tmp_path)
 
 
+def test_a_second_run_finds_nothing_to_do(tmp_path):
+    model, data = prepared(norm_block(), tmp_path, tokens())
+    once = optimize(model, [Smooth()], data=data)
+    with pytest.raises(NoEffectError):
+        optimize(once.model, [Smooth()], data=data)
+
+
 def test_excluded_nodes_keep_their_matrix_and_their_input(tmp_path):
     model, data = prepared(norm_block(), tmp_path, tokens())
     done = optimize(model, [Smooth(exclude=("second",))], data=data)
