@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.passes.quantize._names import free, initializer
+from onnxcomp.passes.quantize.names import free, initializer
 
 #: rows converted at a time
 _ROWS = 1 << 14

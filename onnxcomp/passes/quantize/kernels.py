@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcomp.inspect import infer_shapes
-from onnxcomp.passes.quantize._names import free, initializer
 from onnxcomp.passes.quantize.linear import Linear, linear, only_user
+from onnxcomp.passes.quantize.names import free, initializer
 
 
 def make_reachable(model: ir.Model) -> None:

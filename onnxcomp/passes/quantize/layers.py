@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.passes.quantize._names import initializer
 from onnxcomp.passes.quantize.linear import Linear, linear
+from onnxcomp.passes.quantize.names import initializer
 
 
 @dataclasses.dataclass(frozen=True)

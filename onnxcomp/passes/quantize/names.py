@@ -1,7 +1,7 @@
-"""Names that ORT's quantizer relies on: one of its own for every node, and none that it makes from another's.
+"""Names: free ones for what is put into a graph, and those that ORT's quantizer relies on.
 
-It calls the scale of a tensor `w` 'w_scale', whatever is called so already; the model then computes with the
-wrong numbers, or does not load.
+It needs one of its own for every node, and none that it makes from another's: it calls the scale of a tensor
+`w` 'w_scale', whatever is called so already, and the model then computes with the wrong numbers or does not load.
 """
 
 from __future__ import annotations
@@ -18,6 +18,29 @@ from onnxcomp.inspect import all_nodes
 _DERIVED = re.compile(
     r"_(?:again|convert|found|quant|scale|turned|zero_point|DequantizeLinear|QuantizeLinear|Transposed|output_(?:quant|scale))"
 )
+
+
+def free(model: ir.Model, wanted: str) -> str:
+    """`wanted`, with as many underscores behind it as make it the name of no node and no value yet."""
+    taken = {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    for node in all_nodes(model):
+        taken.add(node.name)
+        taken.update(value.name for value in node.outputs)
+    while wanted in taken:
+        wanted += "_"
+    return wanted
+
+
+def initializer(model: ir.Model, wanted: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer of the main graph that holds the tensor, named like `wanted`."""
+    value = ir.Value(
+        name=free(model, wanted),
+        const_value=tensor,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+    )
+    model.graph.register_initializer(value)
+    return value
 
 
 def name_nodes(model: ir.Model) -> None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxcomp.inspect import weights
 from onnxcomp.passes.quantize import _ort, _uses
+from onnxcomp.passes.quantize.names import initializer
 
 
 def untie(model: ir.Model, request: _ort.Request) -> list[tuple[str, str]]:
@@ -107,10 +108,5 @@ def _stays(node: ir.Node, index: int, model: ir.Model, request: _ort.Request) ->
 
 def _copy(model: ir.Model, value: ir.Value, tensor: ir.TensorProtocol, *, turned: bool) -> ir.Value:
     name = f"{value.name}_turned" if turned else f"{value.name}_again"
-    while name in model.graph.initializers:
-        name += "_"
     array = tensor.numpy()
-    held = ir.Tensor(np.ascontiguousarray(array.T) if turned else array, name=name)
-    own = ir.Value(name=name, const_value=held, shape=held.shape, type=ir.TensorType(tensor.dtype))
-    model.graph.register_initializer(own)
-    return own
+    return initializer(model, name, ir.Tensor(np.ascontiguousarray(array.T) if turned else array))
