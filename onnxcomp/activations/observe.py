@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,9 +24,18 @@ _BUDGET = 64 << 20
 _FLOATS = ("float16", "float32", "float64")
 
 Wanted = Mapping[str, Sequence[Statistic]]
+Name = TypeVar("Name")
 
 
-def observe(model: ir.Model, data: Batches, wanted: Wanted, *, workdir: Path, store: Path | None = None) -> None:
+def observe(
+    model: ir.Model,
+    data: Batches,
+    wanted: Wanted,
+    *,
+    workdir: Path,
+    store: Path | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> None:
     """Update the statistics of each wanted tensor with every sample.
 
     Batches are cut so small, and where that is not enough the tensors are taken in so many turns, that the
@@ -40,6 +50,7 @@ def observe(model: ir.Model, data: Batches, wanted: Wanted, *, workdir: Path, st
         workdir: a private folder.
         store: a folder that keeps the statistics by what they were made from: an interrupted
             observation goes on from there, a finished one is not repeated.
+        part: (number, of how many) observations that are one task, for its progress.
 
     Raises CalibrationError for NaN or infinity (naming sample and tensor) and for no samples, DataError for
     feeds that the model refuses, UsageError for a name that is no such tensor.
@@ -69,11 +80,25 @@ def observe(model: ir.Model, data: Batches, wanted: Wanted, *, workdir: Path, st
                         raise _not_finite(session, tensor, batch, data)
                     for statistic in wanted[tensor]:
                         statistic.update(array)
-                worker.report("calibrating", (turn + seen / data.samples) / len(turns))
+                here = (turn + seen / data.samples) / len(turns)
+                worker.report("calibrating", (part[0] + here) / part[1])
                 if kept is not None:
                     kept.keep(run)
         if kept is not None:
             kept.keep(run, finished=True)
+
+
+def groups_within(sizes: Mapping[Name, int], budget: int) -> list[list[Name]]:
+    """The names in groups, in order, that take at most `budget` together; one alone may take more."""
+    groups: list[list[Name]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not groups or filled + size > budget:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
 
 
 def _check_names(model: ir.Model, wanted: Wanted) -> None:
@@ -163,15 +188,7 @@ def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -
 def _turns(sizes: Mapping[str, int], batch_size: int) -> tuple[list[list[str]], int]:
     """(names of each turn, samples of a batch): several turns only if not even the smallest batch fits."""
     step = max(min(batch_size, _BUDGET // max(sum(sizes.values()), 1)), 1)
-    turns: list[list[str]] = []
-    filled = 0
-    for name, size in sizes.items():
-        if not turns or filled + size > _BUDGET:
-            turns.append([])
-            filled = 0
-        turns[-1].append(name)
-        filled += size
-    return turns, step
+    return groups_within(sizes, _BUDGET), step
 
 
 def _key(model: ir.Model, data: Batches, wanted: Wanted, folder: Path) -> str:

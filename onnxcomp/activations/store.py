@@ -14,7 +14,7 @@ from onnxcomp import model as models
 from onnxcomp.activations.statistics import State, Statistic
 from onnxcomp.errors import from_os_error
 
-#: seconds between two writings
+#: seconds between two writings; and between two that take more than a second each, for each second of it
 _EVERY = 10.0
 
 _DIGEST = hashlib.sha256().digest_size
@@ -22,6 +22,8 @@ _DIGEST = hashlib.sha256().digest_size
 
 class Store:
     """One file `KEY.activations` in a folder, written every ten seconds and in the end, each time whole or not at all.
+
+    A large one is written less often, for at most a tenth of the time.
 
     It holds the SHA-256 of what follows, and an .npz: `runs`, `finished`, and the arrays of each statistic.
 
@@ -64,12 +66,14 @@ class Store:
         """Write what is there after so many runs, unless that was done a moment ago and more are to come."""
         if not finished and time.monotonic() < self._next:
             return
+        started = time.monotonic()
         arrays = {f"{prefix}/{k}": v for prefix, s in self._each() for k, v in s.state().items()}
         buffer = io.BytesIO()
         np.savez(buffer, runs=np.array(runs), finished=np.array(finished), **arrays)  # type: ignore[arg-type]
         content = buffer.getvalue()
         models.write_file(self._path, hashlib.sha256(content).digest() + content, force=True)
-        self._next = time.monotonic() + _EVERY
+        ended = time.monotonic()
+        self._next = ended + _EVERY * max(1.0, ended - started)
 
     def _each(self) -> Iterator[tuple[str, Statistic]]:
         for number, statistics in enumerate(self._wanted.values()):
