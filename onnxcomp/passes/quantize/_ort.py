@@ -12,7 +12,7 @@ import dataclasses
 import re
 import tempfile
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,13 @@ def check_op_types(op_types: tuple[str, ...], *, static: bool) -> None:
 
 
 def dynamic(model: ir.Model, request: Request, context: Context) -> ir.Model:
-    """Weights to int8, activations quantized while running."""
-    # ORT makes every Gemm that it can a MatMul first, and then asks for the type of that
-    products = {"Gemm", "MatMul"}
-    types = [op for op in request.op_types if op not in {"Gather", *products}]  # `embedding` did Gather
-    if products & set(request.op_types):
-        types.append("MatMul")
-    others = products - set(request.op_types)
-    request = request.without(node.name for node in model.graph if node.op_type in others and node.name)
+    """Weights to int8, activations quantized while running; not of MatMul, Gemm and Gather."""
 
     def write(source: Path, target: Path, exclude: tuple[str, ...]) -> None:
         quantization.quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=types,
+            op_types_to_quantize=[op for op in request.op_types if op not in {"Gather", "Gemm", "MatMul"}],
             per_channel=request.per_channel,
             reduce_range=request.reduce_range,
             weight_type=quantization.QuantType.QInt8,
@@ -103,7 +96,7 @@ def dynamic(model: ir.Model, request: Request, context: Context) -> ir.Model:
         )
 
     kept = model.clone()
-    _mark_kept(kept, request.exclude)
+    _mark_gemm(kept)
     made = _until_it_loads(kept, request, context, write)
     _unmark(made)
     return made
@@ -140,11 +133,10 @@ def _is_large(model: ir.Model) -> bool:
     return sum(t.nbytes for t in held if t is not None) > models.EXTERNAL_ABOVE
 
 
-def _mark_kept(model: ir.Model, exclude: Collection[str]) -> None:
-    """Make a Gemm that stays in float one that ORT does not make a MatMul of: it would store the matrix anew."""
+def _mark_gemm(model: ir.Model) -> None:
+    """Make each Gemm one that ORT does not make a MatMul of: it would store the matrix anew."""
     for node in all_nodes(model):
-        kept = node.name in exclude or node.graph is not model.graph
-        if kept and node.op_type == "Gemm" and node.attributes.get_float("alpha", 1.0) == 1.0:
+        if node.op_type == "Gemm" and node.attributes.get_float("alpha", 1.0) == 1.0:
             node.attributes["alpha"] = ir.AttrFloat32("alpha", _MARK)
 
 
@@ -163,8 +155,7 @@ def _until_it_loads(model: ir.Model, request: Request, context: Context, write: 
             source = models.write_to(model, Path(folder), "source")
             target = Path(folder) / "quantized.onnx"
             with _typed_errors():
-                # ORT first turns Gemm into MatMul and Add, and forgets that it was excluded
-                write(source, target, (*exclude, *(f"{name}_MatMul" for name in exclude)))
+                write(source, target, tuple(exclude))
             try:
                 runtime.check_loads(target)
             except InvalidModelError as error:

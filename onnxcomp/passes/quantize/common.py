@@ -118,7 +118,7 @@ class Account:
         for weight in self.weights:
             name = weight.value.name
             total_bytes += weight.tensor.nbytes
-            if stored & {f"{name}_quantized", f"{name}_Transposed_quantized"}:
+            if f"{name}_quantized" in stored:
                 self._must_be_wanted(weight)
                 quantized += 1
                 done_bytes += weight.tensor.nbytes

@@ -8,17 +8,23 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxcomp.passes.base import Context, Effect, Pass, option
-from onnxcomp.passes.quantize import _ort, common, shared, tied
+from onnxcomp.passes.quantize import _ort, common, integer, shared, tied
 
 #: Conv is left out on purpose: ORT's ConvInteger is 5 to 7 times slower than float
 OP_TYPES = ("Gather", "Gemm", "LSTM", "MatMul")
+
+#: what `integer` and `embedding` do
+_OURS = {"Gather", "Gemm", "MatMul"}
 
 _SCALED = "a Gemm with alpha, beta or transA"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizeDynamic(Pass):
-    """Store weights in int8 and let ORT quantize activations at run time.
+    """Store weights in int8 and quantize activations at run time.
+
+    Matrices are rounded one after the other when the model is written: beside it, one of them is in memory.
+    Recurrent nets, and Conv where asked for, are left to ORT's quantizer.
 
     For transformers, MLPs and recurrent nets. Convolutions stay in float unless asked for: ORT
     runs them as ConvInteger, which is far slower; use `quantize-static` for CNNs.
@@ -48,12 +54,19 @@ class QuantizeDynamic(Pass):
         ties = shared.untie(model, request)
         ledger = common.account(model, request, fragile, dict.fromkeys(scaled, _SCALED))
         request = request.without(ledger.held_back)
-        result = _ort.dynamic(model, request, context)
+        integer.quantize_products(model, request)
+        result = _ort.dynamic(model, request, context) if _others(model, request) else model
         common.quantize_tables(result, request)
         settled = ledger.settle(result, context.notes)
         tied.merge(result, ties)
         common.finish(model, result, settled)
         return Effect(True, {**settled, "reduce_range": request.reduce_range})
+
+
+def _others(model: ir.Model, request: _ort.Request) -> bool:
+    """Whether there are nodes, such as LSTM, that ORT's quantizer has to do."""
+    types = set(request.op_types) - _OURS
+    return any(n.op_type in types and not n.domain and n.name not in request.exclude for n in model.graph)
 
 
 def _scaled(model: ir.Model) -> list[str]:

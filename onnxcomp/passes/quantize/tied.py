@@ -21,18 +21,14 @@ def merge(model: ir.Model, ties: Iterable[tuple[str, str]]) -> None:
     held = model.graph.initializers
     for table, factor in ties:
         numbers = held.get(f"{table}_quantized")
-        for name in (f"{factor}_quantized", f"{factor}_Transposed_quantized"):
-            product = held.get(name)
-            scale = held.get(f"{name.removesuffix('_quantized')}_scale")
-            zero = held.get(f"{name.removesuffix('_quantized')}_zero_point")
-            if numbers is None or product is None or scale is None or zero is None:
-                continue
-            rows = _rows(numbers, product, scale, zero)
-            if rows is not None:
-                _share(model, numbers, product, scale, turned=rows)
-                del held[f"{table}_quantized"]
-                held.pop(f"{table}_scale", None)
-                break
+        product, scale, zero = (held.get(f"{factor}_{part}") for part in ("quantized", "scale", "zero_point"))
+        if numbers is None or product is None or scale is None or zero is None:
+            continue
+        rows = _rows(numbers, product, scale, zero)
+        if rows is not None:
+            _share(model, numbers, product, scale, turned=rows)
+            del held[f"{table}_quantized"]
+            held.pop(f"{table}_scale", None)
 
 
 def _rows(numbers: ir.Value, product: ir.Value, scale: ir.Value, zero: ir.Value) -> bool | None:
