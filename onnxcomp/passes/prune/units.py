@@ -1,0 +1,109 @@
+"""Units, what must be cut together, and groups of units that are alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcomp.passes.prune.atoms import Atoms, Use
+
+#: operators whose second axis of input and output are channels that kernels take in blocks
+CONVOLUTIONS = {"Conv", "ConvTranspose"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Units that touch the same axes of the same initializers: cut by the same rule, and compared with each other.
+
+    A unit is what must go together: a channel with all that reads and writes it, through residual
+    connections too; a head; a position in each group of a convolution.
+
+    Attributes:
+        units: label of each unit, ascending by its first atom: int64, (units,).
+        members: (initializer's name, axis) that the units touch.
+        uses: the sums through which the units leave the model.
+        channels: how many channels of a convolution one unit is; 0 where no convolution sees it.
+    """
+
+    units: np.ndarray
+    members: tuple[tuple[str, int], ...]
+    uses: tuple[Use, ...]
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
+def find_groups(model: ir.Model, atoms: Atoms, labels: np.ndarray, stays: np.ndarray) -> tuple[Group, ...]:
+    """The groups of two units and more, in the order of the model; arguments as `Atoms.components` gives them."""
+    members: list[tuple[str, int]] = []
+    touched: list[np.ndarray] = []
+    for name, value in model.graph.initializers.items():
+        for i, axis in enumerate(atoms.known_axes(value)):
+            if axis.count:
+                members.append((name, i))
+                touched.append(np.unique(labels[axis.atoms]))
+    leaving = [np.unique(labels[atoms.axis(use.activation, use.activation_axis).atoms]) for use in atoms.uses]
+    group_of = _partition(touched, leaving, stays)
+    member_of, use_of = _by_group(group_of, touched), _by_group(group_of, leaving)
+    channels = _channels(model, atoms, labels, group_of)
+    position = np.full(len(stays), atoms.count, np.int64)
+    np.minimum.at(position, labels, np.arange(atoms.count))
+    made = []
+    for g in range(int(group_of.max(initial=-1)) + 1):
+        units = np.flatnonzero(group_of == g)
+        made.append(
+            Group(
+                units[np.argsort(position[units])],
+                tuple(members[m] for m in member_of[g]),
+                tuple(atoms.uses[u] for u in use_of[g]),
+                channels[g],
+            )
+        )
+    made.sort(key=lambda group: int(position[group.units[0]]))
+    return tuple(group for group in made if len(group) > 1)
+
+
+def _partition(touched: Sequence[np.ndarray], leaving: Sequence[np.ndarray], stays: np.ndarray) -> np.ndarray:
+    """For each label its group, or -1 where it stays, is not stored, or leaves through no sum: (labels,)."""
+    # a random number for each (initializer, axis): equal sums are equal sets
+    marks = np.random.default_rng(0).integers(0, 2**63, len(touched), dtype=np.uint64)
+    signature = np.zeros(len(stays), np.uint64)
+    for mark, found in zip(marks, touched, strict=True):
+        signature[found] += mark
+    leaves = np.zeros(len(stays), bool)
+    for found in leaving:
+        leaves[found] = True
+    free = np.flatnonzero((stays < 0) & leaves & (signature != 0))
+    group_of = np.full(len(stays), -1)
+    group_of[free] = np.unique(signature[free], return_inverse=True)[1]
+    return group_of
+
+
+def _by_group(group_of: np.ndarray, sets: Sequence[np.ndarray]) -> list[list[int]]:
+    """For each group, which of the sets of labels hold one of its units."""
+    found: list[list[int]] = [[] for _ in range(int(group_of.max(initial=-1)) + 1)]
+    for i, each in enumerate(sets):
+        for g in np.unique(group_of[each]):
+            if g >= 0:
+                found[g].append(i)
+    return found
+
+
+def _channels(model: ir.Model, atoms: Atoms, labels: np.ndarray, group_of: np.ndarray) -> list[int]:
+    """For each group, the most channels of a convolution that one unit is."""
+    found = [0] * (int(group_of.max(initial=-1)) + 1)
+    for node in model.graph:
+        if node.op_type not in CONVOLUTIONS or node.domain:
+            continue
+        for value in (node.inputs[0], node.outputs[0]):
+            if value is None or len(atoms.sizes.of(value) or ()) < 2:
+                continue
+            units, times = np.unique(labels[atoms.axis(value, 1).atoms], return_counts=True)
+            for g in np.unique(group_of[units]):
+                if g >= 0:
+                    found[g] = max(found[g], int(times[group_of[units] == g].max()))
+    return found
