@@ -15,8 +15,11 @@ _HALF = BINS // 2
 #: least exponent of a bin's width, so that 1 / width stays finite
 _LEAST = -1000
 
-#: values counted at a time, so that the indices of a large tensor never stand in memory together
-_CHUNK = 1 << 18
+#: values counted at a time: the indices of a large tensor never stand in memory together, and stay in the cache
+_CHUNK = 1 << 15
+
+#: widths by which float32 is divided without loss, so that counting takes no float64
+_LEAST_SINGLE, _MOST_SINGLE = 2.0**-126, 1.0
 
 
 class Histogram:
@@ -76,8 +79,10 @@ class Histogram:
             self.counts[_HALF] += values.size
             return
         # powers of two: the product is exact, a value lands in the same bin whatever came before
-        scaled = np.multiply(values, 1 / self.width, dtype=np.float64)
-        index = np.floor(scaled, out=scaled).astype(np.intp)
+        single = values.dtype.itemsize < 8 and _LEAST_SINGLE <= self.width <= _MOST_SINGLE
+        scaled = np.multiply(values, 1 / self.width, dtype=np.float32 if single else np.float64)
+        # by way of int32, which processors convert several values at a time to
+        index = np.floor(scaled, out=scaled).astype(np.int32).astype(np.intp)
         index += _HALF
         self.counts += np.bincount(index, minlength=BINS)
 

@@ -96,7 +96,7 @@ def test_s4_overflowing_activations_are_refused_in_static(tmp_path):
     path = changed(tmp_path, "w1", lambda a: np.full_like(a, 3e38))
     with pytest.raises(CalibrationError, match="NaN or infinite") as error:
         run(path, QuantizeStatic(), feeds())
-    assert "tensor h" in error.value.where
+    assert "tensor a" in error.value.where
     assert "sample" in error.value.where
 
 

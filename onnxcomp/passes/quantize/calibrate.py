@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -44,19 +44,25 @@ def measure(
     if method not in ranges.METHODS:
         known = ", ".join(ranges.METHODS)
         raise UsageError(f"'{method}' is no way to choose ranges", where="calibration", hint=f"there are {known}")
-    quantized = _tensors(model, op_types, excluded)
-    peaks = {name: Peaks() for name in quantized}
-    seen = {} if method == "minmax" else {name: Histogram() for name in peaks}
-    wanted: dict[str, list[Statistic]] = {n: [p, seen[n]] if seen else [p] for n, p in peaks.items()}
+    nodes = [n for n in model.graph if n.op_type in op_types and not n.domain and n.name not in excluded]
+    quantized = _tensors(nodes)
+    followed = _followed(nodes, quantized)
+    peaks = {name: Peaks() for name in quantized if name not in followed}
+    # of what stays in float, the ends only tell that it has elements
+    seen = {} if method == "minmax" else {name: Histogram() for name in peaks if quantized[name]}
+    wanted: dict[str, list[Statistic]] = {n: [p, seen[n]] if n in seen else [p] for n, p in peaks.items()}
     observe(model, data, wanted, workdir=context.workdir, store=context.store)
     found = {}
     for name, peak in peaks.items():
         if peak.low <= peak.high:
-            low, high = ranges.METHODS[method](seen[name]) if seen else (min(peak.low, 0.0), max(peak.high, 0.0))
-            found[name] = low, high
+            found[name] = ranges.METHODS[method](seen[name]) if name in seen else _ends(peak)
             if quantized[name]:
                 _judge(name, peak, found[name], data, context)
-    return found
+    return found | {name: found[after] for name, after in followed.items() if after in found}
+
+
+def _ends(peak: Peaks) -> ranges.Ends:
+    return min(peak.low, 0.0), max(peak.high, 0.0)
 
 
 def _judge(name: str, peak: Peaks, ends: ranges.Ends, data: Batches, context: Context) -> None:
@@ -79,16 +85,31 @@ def _judge(name: str, peak: Peaks, ends: ranges.Ends, data: Batches, context: Co
     )
 
 
-def _tensors(model: ir.Model, op_types: Collection[str], excluded: Collection[str]) -> dict[str, bool]:
+def _tensors(nodes: Sequence[ir.Node]) -> dict[str, bool]:
     """{tensor: whether it will be quantized}."""
     found: dict[str, bool] = {}
-    for node in model.graph:
-        if node.op_type in op_types and not node.domain and node.name not in excluded:
-            takes = node.op_type not in _ABSORBED
-            gives = takes and node.op_type not in FLOAT_OUTPUT
-            for value, quantized in [*((v, takes) for v in node.inputs), *((v, gives) for v in node.outputs)]:
-                if value is not None and value.name and value.const_value is None and _may_be_float(value):
-                    found[value.name] = found.get(value.name, False) or quantized
+    for node in nodes:
+        takes = node.op_type not in _ABSORBED
+        gives = takes and node.op_type not in FLOAT_OUTPUT
+        for value, quantized in [*((v, takes) for v in node.inputs), *((v, gives) for v in node.outputs)]:
+            if value is not None and value.name and value.const_value is None and _may_be_float(value):
+                found[value.name] = found.get(value.name, False) or quantized
+    for node in nodes:
+        first, given = node.inputs[0], node.outputs[0].name
+        if node.op_type in _ABSORBED and first is not None and given in found:
+            found[given] = found[given] or found.get(first.name or "", False)
+    return found
+
+
+def _followed(nodes: Sequence[ir.Node], tensors: Collection[str]) -> dict[str, str]:
+    """{tensor that only a Relu or Clip reads: what becomes of it}: ORT gives both the range of the latter."""
+    found: dict[str, str] = {}
+    for node in reversed(nodes):
+        first, given = node.inputs[0], node.outputs[0].name or ""
+        if node.op_type not in _ABSORBED or first is None or len(first.uses()) != 1:
+            continue
+        if first.name and {first.name, given} <= set(tensors):
+            found[first.name] = found.get(given, given)
     return found
 
 

@@ -51,14 +51,23 @@ def mse(histogram: Histogram) -> Ends:
     After Banner, Nahshan and Soudry 2019 (arXiv:1810.05723), searched instead of modelled.
     """
     centers, counts = histogram.occupied()
-    weight = counts / max(counts.sum(), 1)
+    if not histogram.width:
+        return minmax(histogram)
+    centers = centers / histogram.width
+    weight = counts / counts.sum()
+    # of the bins before each one: their weight, and its product with their values
+    weights, products = _before(weight), _before(weight * centers)
+    square = (weight * centers**2).sum()
 
-    def error(low: float, high: float) -> float:
-        restored = _restore(_level(centers, low, high), low, high)
-        # not a product of vectors: BLAS sums in an order that depends on the number of threads
-        return float((weight * (restored - centers) ** 2).sum())
+    def errors(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        scale, zero_point = _grid(low, high)
+        cuts = _cuts(scale, zero_point, centers[0]).clip(0, len(centers))
+        restored = (np.arange(_LEVELS) - zero_point) * scale
+        inside = np.diff(weights[cuts]) * restored - 2 * np.diff(products[cuts])
+        error: np.ndarray = square + (restored * inside).sum(1)
+        return error
 
-    return _search(minmax(histogram), error)
+    return _search(minmax(histogram), histogram.width, errors)
 
 
 def entropy(histogram: Histogram) -> Ends:
@@ -70,38 +79,41 @@ def entropy(histogram: Histogram) -> Ends:
     counts no more than its neighbours. And at either end at most one value in 10,000 is left out: spikes, as
     padding makes them, look like information that only the finest levels keep.
     """
-    ends = minmax(histogram)
     counts = histogram.counts.reshape(-1, _MERGED).sum(1)
     zero = len(counts) // 2
     counts[zero] = min(counts[zero], max(counts[zero - 1], counts[zero + 1]))
     held = np.flatnonzero(counts)
     if not held.size:
-        return ends
-    width = histogram.width * _MERGED
-    # the lower edge of each bin
-    edges = (np.arange(held[0], held[-1] + 1) - zero) * width
+        return minmax(histogram)
+    start = int(held[0]) - zero
     counts = counts[held[0] : held[-1] + 1]
-    total = int(counts.sum())
+    total = counts.sum()
+    before, held_before, told_before = _before(counts), _before(counts > 0), _before(_xlogx(counts))
 
-    def divergence(low: float, high: float) -> float:
-        inside = np.flatnonzero((edges + width >= low) & (edges <= high))
-        if not inside.size:
-            return np.inf
-        first, last = inside[0], inside[-1]
-        below, above = int(counts[:first].sum()), int(counts[last + 1 :].sum())
-        if max(below, above) > _LEFT_OUT * total:
-            return np.inf
-        clipped = counts[first : last + 1].astype(np.float64)
-        level = _level(edges[first : last + 1] + width / 2, low, high).astype(np.intp)
-        bins = np.bincount(level, clipped > 0, _LEVELS)
-        spread = np.where(clipped > 0, (np.bincount(level, clipped, _LEVELS) / np.maximum(bins, 1))[level], 0)
-        clipped[0] += below
-        clipped[-1] += above
-        there = clipped > 0
-        p, q = clipped[there] / total, np.maximum(spread[there], 0.5) / (total - below - above)
-        return float((p * np.log(p / q)).sum())
+    def divergences(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """The sum of p log(p / q) over bins, from sums over levels: q is one per level."""
+        first = np.ceil(low - 1).astype(int).clip(start) - start
+        last = np.floor(high).astype(int).clip(max=start + len(counts) - 1) - start
+        possible = first < last
+        first, last = np.where(possible, first, 0), np.where(possible, last, len(counts) - 1)
+        below, above = before[first], total - before[last + 1]
+        possible &= np.maximum(below, above) <= _LEFT_OUT * total
+        cuts = _cuts(*_grid(low, high), start + 0.5).clip(first[:, None], last[:, None] + 1)
+        inside = np.diff(before[cuts])
+        spread = inside / np.maximum(np.diff(held_before[cuts]), 1)
+        own = told_before[last + 1] - told_before[first]
+        kept = (inside * np.log(np.maximum(spread, 0.5))).sum(1)
+        for end, beyond in ((first, below), (last, above)):
+            level = (cuts[:, 1:-1] <= end[:, None]).sum(1)
+            there = np.where(counts[end] > 0, np.take_along_axis(spread, level[:, None], 1)[:, 0], 0.5)
+            own += _xlogx(counts[end] + beyond) - _xlogx(counts[end])
+            kept += beyond * np.log(there)
+        told = (own - kept) / total + np.log((total - below - above) / total)
+        # without the rounding of sums, so that the shortest wins of ranges that lose nothing
+        found: np.ndarray = np.where(possible, told.round(12), np.inf)
+        return found
 
-    return _search(ends, divergence)
+    return _search(minmax(histogram), histogram.width * _MERGED, divergences)
 
 
 METHODS: Mapping[str, Callable[[Histogram], Ends]] = {
@@ -112,35 +124,54 @@ METHODS: Mapping[str, Callable[[Histogram], Ends]] = {
 }
 
 
-def _search(ends: Ends, loss: Callable[[float, float], float]) -> Ends:
-    """The best pair of ends inside the given ones, one end after the other."""
-    low, high = ends
-    best = loss(low, high) if high > low else 0.0
-    if high <= low:
+def _search(ends: Ends, width: float, losses: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Ends:
+    """The best pair of ends inside the given ones, one end after the other.
+
+    `losses` takes the two ends of some candidates, (candidates,) each, and gives (candidates,); its unit of
+    length is `width`.
+    """
+    if ends[0] >= ends[1]:
         return ends
-    for _ in range(_ROUNDS):
-        before = best
-        for share in _SHARES:
-            found = loss(low, ends[1] * share) if ends[1] > 0 else np.inf
-            if found < best:
-                best, high = found, ends[1] * share
-        for share in _SHARES:
-            found = loss(ends[0] * share, high) if ends[0] < 0 else np.inf
-            if found < best:
-                best, low = found, ends[0] * share
-        if best == before:
-            break
-    return low, high
+    best = list(ends)
+    least = losses(*(np.array([end / width]) for end in ends))[0]
+    for turn in range(2 * _ROUNDS):
+        end = 1 - turn % 2
+        if ends[end]:
+            tried = ends[end] * _SHARES
+            fixed = np.full_like(tried, best[1 - end] / width)
+            found = losses(fixed, tried / width) if end else losses(tried / width, fixed)
+            at = int(found.argmin())
+            if found[at] < least:
+                least, best[end] = found[at], float(tried[at])
+                continue
+        if turn:
+            break  # the other end would be searched as it was before
+    return best[0], best[1]
 
 
-def _level(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """The level 0..255 of each value, as QuantizeLinear gives it."""
-    scale = (high - low) / (_LEVELS - 1)
-    level: np.ndarray = np.clip(np.rint(values / scale) + np.rint(-low / scale), 0, _LEVELS - 1)
-    return level
+def _grid(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, zero_point) of QuantizeLinear, (candidates, 1) each."""
+    scale = (high - low)[:, None] / (_LEVELS - 1)
+    return scale, np.rint(-low[:, None] / scale)
 
 
-def _restore(level: np.ndarray, low: float, high: float) -> np.ndarray:
-    scale = (high - low) / (_LEVELS - 1)
-    restored: np.ndarray = (level - np.rint(-low / scale)) * scale
-    return restored
+def _cuts(scale: np.ndarray, zero_point: np.ndarray, start: float) -> np.ndarray:
+    """The first bin of each level and the bin after the last: int, (candidates, 257).
+
+    Bins have width one and lie in a row that has no ends; the center of bin 0 is at `start`.
+    """
+    between = (np.arange(1, _LEVELS) - 0.5 - zero_point) * scale - start
+    cuts = np.ceil(between).astype(np.int64)
+    far = np.iinfo(np.int32).max
+    padded: np.ndarray = np.pad(cuts, ((0, 0), (1, 1)), constant_values=((0, 0), (-far, far)))
+    return padded
+
+
+def _before(values: np.ndarray) -> np.ndarray:
+    """The sum of the values before each one, and of all: (values + 1,)."""
+    return np.concatenate([np.zeros(1, values.dtype), np.cumsum(values)])
+
+
+def _xlogx(counts: np.ndarray) -> np.ndarray:
+    found: np.ndarray = counts * np.log(np.maximum(counts, 1))
+    return found
