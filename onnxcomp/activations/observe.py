@@ -49,7 +49,9 @@ def observe(
             tensors other than float16, float32 and float64 stay as they are.
         workdir: a private folder.
         store: a folder that keeps the statistics by what they were made from: an interrupted
-            observation goes on from there, a finished one is not repeated.
+            observation goes on from there, a finished one is not repeated, and another one of the same model
+            and data takes from it the tensors that both want. (These are then as the first one saw them: what
+            else is observed decides what ORT fuses, and so the last digits.)
         part: (number, of how many) observations that are one task, for its progress.
 
     Raises CalibrationError for NaN or infinity (naming sample and tensor) and for no samples, DataError for
@@ -60,32 +62,44 @@ def observe(
     _check_names(model, wanted)
     with tempfile.TemporaryDirectory(dir=workdir) as name:
         folder = Path(name)
-        kept = None if store is None else Store(store, _key(model, data, wanted, folder), wanted)
-        done = 0 if kept is None else kept.restore()
-        if kept is not None and kept.finished:
-            return
-        turns, step = _turns(_sizes(model, data, list(wanted), folder), data.batch_size)
-        data = data.in_batches_of(step)
-        run = 0
-        for turn, names in enumerate(turns):
-            session = None
-            seen = 0
-            for batch in data:
-                seen, run = seen + batch.samples, run + 1
-                if run <= done:
-                    continue
-                session = session or _session(model, names, folder)
-                for tensor, array in _arrays(session, names, batch, data):
-                    if not _is_finite(array):
-                        raise _not_finite(session, tensor, batch, data)
-                    for statistic in wanted[tensor]:
-                        statistic.update(array)
-                here = (turn + seen / data.samples) / len(turns)
-                worker.report("calibrating", (part[0] + here) / part[1])
-                if kept is not None:
-                    kept.keep(run)
-        if kept is not None:
-            kept.keep(run, finished=True)
+        kept = None
+        if store is not None:
+            kept = Store(store, _key(model, data, folder), wanted)
+            wanted = kept.missing
+        if wanted:
+            _observe(model, data, wanted, kept, folder=folder, part=part)
+
+
+def _observe(
+    model: ir.Model, data: Batches, wanted: Wanted, kept: Store | None, *, folder: Path, part: tuple[int, int]
+) -> None:
+    """`observe` from where the store's file left off."""
+    done = 0 if kept is None else kept.restore()
+    whole = _session(model, list(wanted), folder)
+    turns, step = _turns(_sizes(whole, data, list(wanted)), data.batch_size)
+    ready = whole if len(turns) == 1 else None
+    del whole  # its memory is for the sessions of the turns
+    data = data.in_batches_of(step)
+    run = 0
+    for turn, names in enumerate(turns):
+        session = ready
+        seen = 0
+        for batch in data:
+            seen, run = seen + batch.samples, run + 1
+            if run <= done:
+                continue
+            session = session or _session(model, names, folder)
+            for tensor, array in _arrays(session, names, batch, data):
+                if not _is_finite(array):
+                    raise _not_finite(session, tensor, batch, data)
+                for statistic in wanted[tensor]:
+                    statistic.update(array)
+            here = (turn + seen / data.samples) / len(turns)
+            worker.report("calibrating", (part[0] + here) / part[1])
+            if kept is not None:
+                kept.keep(run)
+    if kept is not None:
+        kept.keep(run, finished=True)
 
 
 def groups_within(sizes: Mapping[Name, int], budget: int) -> list[list[Name]]:
@@ -119,8 +133,12 @@ def _session(model: ir.Model, names: Sequence[str], folder: Path) -> runtime.Ses
             augmented.graph.outputs.append(values[name])
     path = models.write_to(augmented, folder, "observed")
     del augmented
-    # the weights' packed copies cost more memory than they save time here
-    config = {"session.disable_prepacking": "1"} if runtime.is_large(path) else {}
+    # the runs are short and numpy's work stands between them: threads that spin in wait of the next one burn as
+    # much processor time as the runs
+    config = {"session.intra_op.allow_spinning": "0"}
+    if runtime.is_large(path):
+        # the weights' packed copies cost more memory than they save time here
+        config["session.disable_prepacking"] = "1"
     session = runtime.open_session(path, settings=runtime.SessionSettings(threads=0, config=config))
     path.unlink()
     return session
@@ -173,7 +191,7 @@ def _not_finite(session: runtime.Session, name: str, batch: Batch, data: Batches
     )
 
 
-def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -> dict[str, int]:
+def _sizes(session: runtime.Session, data: Batches, names: Sequence[str]) -> dict[str, int]:
     """Bytes of each tensor in the smallest batch there can be: one sample, or the model's own batch."""
     smallest = data.in_batches_of(1)
     largest = max(smallest, key=lambda batch: sum(a.nbytes for a in batch.feeds.values()), default=None)
@@ -181,7 +199,6 @@ def _sizes(model: ir.Model, data: Batches, names: Sequence[str], folder: Path) -
         raise CalibrationError(
             "the calibration data holds no samples, or fewer than the model's batch", where=data.source.name
         )
-    session = _session(model, names, folder)
     return {name: array.nbytes for name, array in _arrays(session, names, largest, smallest)}
 
 
@@ -191,11 +208,10 @@ def _turns(sizes: Mapping[str, int], batch_size: int) -> tuple[list[list[str]], 
     return groups_within(sizes, _BUDGET), step
 
 
-def _key(model: ir.Model, data: Batches, wanted: Wanted, folder: Path) -> str:
-    """What the statistics, and the order of the runs, follow from."""
+def _key(model: ir.Model, data: Batches, folder: Path) -> str:
+    """What the statistics of any tensor follow from."""
     with tempfile.TemporaryDirectory(dir=folder) as private:
         made = models.fingerprint(models.write_to(model, Path(private), "keyed"))
     parts = [made.sha256, *(digest for _, digest, _ in made.external)]
     parts += [data.fingerprint(), str(data.batch_size), str(_BUDGET)]
-    parts += [f"{name}: {', '.join(s.name for s in statistics)}" for name, statistics in wanted.items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -164,11 +164,9 @@ def test_anything_else_is_another_file(model, runs, tmp_path, monkeypatch):
         lambda: collect(model, data(model, seed=1), tmp_path, folder),
         lambda: collect(model, data(model, batch_size=4), tmp_path, folder),
         lambda: collect(model, data(model).split(0.5)[0], tmp_path, folder),
-        lambda: observe(model, data(model), {"h": [Range()]}, workdir=tmp_path, store=folder),
-        lambda: observe(model, data(model), {"a": [Range()]}, workdir=tmp_path, store=folder),
+        lambda: observe(model, data(model), {"h": [Rows(3)]}, workdir=tmp_path, store=folder),
         lambda: observe(model, data(model), {"a": [Rows(3)]}, workdir=tmp_path, store=folder),
         lambda: observe(model, data(model), {"a": [Rows(4)]}, workdir=tmp_path, store=folder),
-        lambda: observe(model, data(model), {"a": [Channels(-1)]}, workdir=tmp_path, store=folder),
         lambda: observe(model, data(model), {"a": [Channels(1)]}, workdir=tmp_path, store=folder),
     ]
     for number, observation in enumerate(observations, start=1):
@@ -176,6 +174,46 @@ def test_anything_else_is_another_file(model, runs, tmp_path, monkeypatch):
         observation()
         assert runs, f"observation {number} was taken from another's file"
         assert len(list(folder.iterdir())) == number
+
+
+def test_what_another_observation_has_seen_is_taken_from_it(model, runs, tmp_path):
+    """As a search for nodes to leave in float asks: some of the tensors, then some that are new."""
+    folder = tmp_path / "kept"
+    first = collect(model, data(model), tmp_path, folder)
+    runs.clear()
+    some = {"a": [Range(), Histogram()], "h": [Rows(20)]}
+    observe(model, data(model), some, workdir=tmp_path, store=folder)
+    assert runs == []
+    assert as_bytes(some) == as_bytes({"a": [first["a"][3], first["a"][0]], "h": [first["h"][2]]})
+    more = {"a": [Rows(4), Range()], "h": [Range()], "x": [Range()]}
+    observe(model, data(model), more, workdir=tmp_path, store=folder)
+    assert set(runs) == {1}  # of a only, for what was not kept of it; x is fed
+    alone = {"a": [Rows(4), Range()], "h": [Range()], "x": [Range()]}
+    observe(model, data(model), alone, workdir=tmp_path)
+    assert as_bytes(more) == as_bytes(alone)
+    runs.clear()
+    observe(model, data(model), alone, workdir=tmp_path, store=folder)
+    assert runs == []
+
+
+def test_what_an_interrupted_observation_has_is_not_taken_by_another(model, runs, tmp_path, monkeypatch):
+    folder = tmp_path / "kept"
+    monkeypatch.setattr(store, "_EVERY", 0.0)
+
+    def interrupt(text, fraction):
+        if len(runs) > 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE.worker, "report", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            collect(model, data(model), tmp_path, folder)
+    assert list(folder.iterdir())
+    runs.clear()
+    ranged = {"a": [Range()]}
+    observe(model, data(model), ranged, workdir=tmp_path, store=folder)
+    assert len(runs) == 1 + 13
+    assert as_bytes(ranged) == as_bytes({"a": [collect(model, data(model), tmp_path, None)["a"][3]]})
 
 
 def test_where_no_folder_can_be(model, tmp_path):
