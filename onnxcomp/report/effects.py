@@ -23,13 +23,18 @@ def effect(found: Json) -> str:
 def skipped(found: Json) -> list[tuple[str, str]]:
     """(nodes, reason) of what a pass refused, one entry per reason."""
     groups: dict[str, list[str]] = {}
-    for one in found.get("skipped", found.get("kept", ())):
+    for one in found.get("skipped", found.get("refused", found.get("kept", ()))):
         groups.setdefault(one["reason"], []).append(one["node"])
     entries = []
     for reason, nodes in groups.items():
         more = f" and {len(nodes) - _MOST_SKIPPED} more" if len(nodes) > _MOST_SKIPPED else ""
         entries.append((", ".join(nodes[:_MOST_SKIPPED]) + more, reason))
     return entries
+
+
+def left(found: Json) -> str:
+    """How nodes that a pass refused were left."""
+    return "whole" if "refused" in found else "in float"
 
 
 def _quantized(found: Json) -> str:
@@ -53,6 +58,15 @@ def _pruned(found: Json) -> str:
     return (
         f"{text.number(found['removed_parameters'])} of {text.number(found['parameters'])} weights set to zero; "
         f"{found['label']}: compressed {text.size(packed['before'])} -> {text.size(packed['after'])}"
+    )
+
+
+def _cut(found: Json) -> str:
+    units, share = found["units"], found["removed_parameters"] / max(found["parameters"], 1)
+    return (
+        f"{text.number(units['removed'])} of {text.number(units['of'])} units cut, ranked by {found['importance']}: "
+        f"{text.percent(share, 1)} of the parameters gone, {text.percent(found['macs_ratio'], 1)} of the MACs left; "
+        f"equal to the model with zeros there within {found['equivalence_error']:.1e}"
     )
 
 
@@ -85,6 +99,7 @@ def _simplified(found: Json) -> str:
 #: key that an effect has -> what says it; the first one counts
 _BY_KEY: Mapping[str, Callable[[Json], str]] = {
     "quantized_weights": _quantized,
+    "equivalence_error": _cut,
     "removed_parameters": _pruned,
     "smoothed": _smoothed,
     "equalized": lambda found: f"{found['equalized']} of {found['pairs']} pairs of layers",

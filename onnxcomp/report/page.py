@@ -126,7 +126,7 @@ def _demo(document: Json) -> list[Section]:
     ]
     extra = [Table(["candidate", "why it was refused"], refused)] if refused else []
     if left:
-        extra.append(Table(["candidate", "nodes left in float", "reason"], left))
+        extra.append(Table(["candidate", "nodes left as they were", "reason"], left))
     main = Section(document["title"], document["conclusion"], figures, [Table(head, rows), *extra], _unique(notes))
     return [main, *_bench(document["bench"], pictured=True)]
 
@@ -211,7 +211,7 @@ def _record(document: Json) -> list[Section]:
     left = [list(entry) for step in document["passes"] for entry in effects.skipped(step["effect"])]
     found = [Table(["", "file", "size", "sha256"], rows), Table(["pass", "effect", "time"], steps)]
     if left:
-        found.append(Table(["nodes left in float", "reason"], left))
+        found.append(Table(["nodes left as they were", "reason"], left))
     notes = [f"{s['name']}: {n['reason']}" for s in document["passes"] for n in s["notes"]]
     section = Section(
         f"{_name(after['path'])}",

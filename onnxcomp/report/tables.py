@@ -63,7 +63,8 @@ def record(result: Json) -> None:
     ]
     for step in result["passes"]:
         rows.append((step["name"], f"{effects.effect(step['effect'])} ({step['seconds']:.1f} s)"))
-        rows += [("  left in float", f"{nodes}: {reason}") for nodes, reason in effects.skipped(step["effect"])]
+        left = f"  left {effects.left(step['effect'])}"
+        rows += [(left, f"{nodes}: {reason}") for nodes, reason in effects.skipped(step["effect"])]
     if result["equivalence"] is not None:
         rows.append(("proof", f"outputs equal within {result['equivalence']:.1e} of the largest value"))
     if result.get("speed") is not None:

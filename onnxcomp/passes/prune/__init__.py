@@ -1,5 +1,6 @@
 """Pruning: fewer numbers that count."""
 
 from onnxcomp.passes.prune.magnitude import PruneMagnitude
+from onnxcomp.passes.prune.structured import PruneStructured
 
-__all__ = ["PruneMagnitude"]
+__all__ = ["PruneMagnitude", "PruneStructured"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +43,14 @@ class Analysis:
     groups: tuple[Group, ...]
     refused: tuple[tuple[str, str], ...]
 
+    @functools.cached_property
+    def group_of(self) -> np.ndarray:
+        """For each label the index of its group, or -1: int64, (labels,)."""
+        found = np.full(int(self.labels.max(initial=-1)) + 1, -1)
+        for index, group in enumerate(self.groups):
+            found[group.units] = index
+        return found
+
     def axis_labels(self, value: ir.Value, axis: int) -> np.ndarray:
         """The label of each index of an axis: int64, (size,); empty where the axis has no atoms."""
         found: np.ndarray = self.labels[self.atoms.axis(value, axis).atoms]
@@ -56,13 +66,18 @@ class Analysis:
         return found
 
 
-def analyse(model: ir.Model) -> Analysis:
-    """Find the units of a model whose constants are initializers; shapes are inferred in place."""
+def analyse(model: ir.Model, excluded: Collection[str] = ()) -> Analysis:
+    """Find the units of a model whose constants are initializers; shapes are inferred in place.
+
+    What nodes with a name of `excluded` read and write stays.
+    """
     sizes = Sizes(model)
     atoms = Atoms(sizes, opset=model.opset_imports.get("", 1))
     runs: list[rules_reshape.Run] = []
     for node in model.graph:
         runs += _apply(atoms, node)
+        if node.name in excluded:
+            atoms.freeze_node(node, "it is excluded", understood=True)
     keep_read_sizes(atoms, model.graph)
     _freeze_ends(atoms, model)
     labels, stays = rules_reshape.choose(atoms, runs)

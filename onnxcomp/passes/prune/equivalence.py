@@ -1,0 +1,151 @@
+"""The proof of a cut: it must compute what the whole model computes with the removed parts of its weights at zero."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcomp import model as models
+from onnxcomp import runtime
+from onnxcomp.data import Batches
+from onnxcomp.errors import AccuracyGateError, DataError, GateError, UsageError
+from onnxcomp.inspect import constants
+from onnxcomp.passes.prune.cut import Kept
+
+#: largest difference over the largest output, by the coarsest type that the model stores. Sums have other terms
+#: at zero, so kernels add in another order: what that changes is rounding of the type, which float16 does early
+_TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
+_TOLERANCE = 1e-5
+
+#: batches that are run, and sizes of open axes for made-up ones: no model takes all of them
+_BATCHES = 3
+_SIZES = (2, 16, 128, 576)
+
+
+def tolerance(model: ir.Model) -> float:
+    """What a cut may change: rounding, of the coarsest type that the model stores."""
+    types = {models.dtype_name(tensor.dtype) for _, tensor in constants(model)}
+    return max((_TOLERANCES[dtype] for dtype in types & _TOLERANCES.keys()), default=_TOLERANCE)
+
+
+def masked(kept: Kept) -> ir.Model:
+    """A copy of the analysed model in which the removed parts of all weights that sum over units are zero.
+
+    Each weight is multiplied by ones and zeros where it is read: one that is read elsewhere too (a tied
+    embedding) stays whole there.
+    """
+    original = kept.analysis.model
+    copy = original.clone()
+    places = dict(zip(original.graph, list(copy.graph), strict=True))
+    for number, use in enumerate(kept.analysis.atoms.uses):
+        left = kept.indices(use.weight, use.weight_axis)
+        if left is None:
+            continue
+        node = places[use.node]
+        index = list(use.node.inputs).index(use.weight)
+        dims = kept.analysis.atoms.dims(use.weight)
+        shape = [1] * len(dims)
+        shape[use.weight_axis] = dims[use.weight_axis].factor
+        ones = np.zeros(shape[use.weight_axis], np.float32)
+        ones[left] = 1
+        name = f"onnxcomp_mask_{number}"
+        dtype = _dtype(use.weight)
+        mask = ir.Value(
+            name=name,
+            const_value=ir.Tensor(ones.reshape(shape).astype(dtype.numpy()), name=name, dtype=dtype),
+            shape=ir.Shape(shape),
+            type=ir.TensorType(dtype),
+        )
+        copy.graph.register_initializer(mask)
+        product = ir.node("Mul", [node.inputs[index], mask])
+        product.outputs[0].name = f"{name}_product"
+        copy.graph.insert_before(node, product)
+        node.replace_input_with(index, product.outputs[0])
+    return copy
+
+
+def difference(reference: ir.Model, candidate: ir.Model, data: Batches | None, workdir: Path) -> float:
+    """The largest difference of any float output, over the largest absolute value of that output.
+
+    On real samples where there are some, else on seeded ones.
+    Raises GateError where no made-up input runs.
+    """
+    paths = [models.write_to(m, workdir, name) for m, name in ((reference, "masked"), (candidate, "cut"))]
+    try:
+        sessions = [runtime.open_session(path, settings=runtime.frugal(path)) for path in paths]
+    finally:
+        for path in paths:
+            path.unlink()
+    real = [] if data is None else list(itertools.islice((batch.feeds for batch in data.in_batches_of(2)), _BATCHES))
+    if real:
+        return _worst(sessions, real)
+    for batches in _made_up(reference):
+        try:
+            return _worst(sessions, [batch.feeds for batch in batches])
+        except (DataError, UsageError):
+            continue
+    raise GateError(
+        "equivalence cannot be shown: no made-up input runs on this model",
+        hint="give --data with some real samples; nothing was written",
+    )
+
+
+def prove(reference: ir.Model, candidate: ir.Model, data: Batches | None, workdir: Path) -> float:
+    """`difference`, within the `tolerance` of the type.
+
+    Raises AccuracyGateError where it is larger.
+    """
+    allowed = tolerance(reference)
+    found = difference(reference, candidate, data, workdir)
+    if not found <= allowed:
+        raise AccuracyGateError(
+            f"the cut model differs by {found:.2g} of the largest output from the model with the removed weights "
+            f"at zero; {allowed:g} is allowed",
+            hint="nothing was written; please report the model, a cut must not do this",
+        )
+    return found
+
+
+def _worst(sessions: Sequence[runtime.Session], feeds: Sequence[Mapping[str, np.ndarray]]) -> float:
+    return max(_relative(*(session.run(feed) for session in sessions)) for feed in feeds)
+
+
+def _made_up(model: ir.Model) -> Iterator[Batches]:
+    inputs = models.signature(model).inputs
+    for size in _SIZES:
+        sizes = {d: size for spec in inputs for d in (spec.shape or ())[1:] if isinstance(d, str)}
+        with contextlib.suppress(DataError, UsageError):
+            yield Batches(f"random:{2 * _BATCHES}", inputs, batch_size=2, sizes=sizes)
+
+
+def _relative(reference: Mapping[str, runtime.Output], candidate: Mapping[str, runtime.Output]) -> float:
+    worst = 0.0
+    for name, expected in reference.items():
+        found = candidate[name]
+        if not isinstance(expected, np.ndarray) or expected.dtype.kind != "f" or expected.size == 0:
+            continue
+        if expected.shape != found.shape or not np.array_equal(np.isfinite(expected), np.isfinite(found)):
+            return np.inf
+        finite = np.isfinite(expected)
+        wide = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+        if not wide[0].size:
+            continue
+        largest, apart = float(np.abs(wide[0]).max()), float(np.abs(wide[0] - wide[1]).max())
+        worst = max(worst, apart / largest if largest else (np.inf if apart else 0.0))
+    return worst
+
+
+def _dtype(weight: ir.Value) -> ir.DataType:
+    while weight.const_value is None:
+        node = weight.producer()
+        source = None if node is None or not node.inputs else node.inputs[0]
+        if node is None or source is None or node.op_type == "Cast":
+            assert weight.type is not None
+            return weight.type.dtype
+        weight = source
+    return weight.const_value.dtype

@@ -1,0 +1,127 @@
+"""How much a unit matters: by its weights, or by what they make of real activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from onnxcomp.activations import observe
+from onnxcomp.activations.statistics import State
+from onnxcomp.data import Batches
+from onnxcomp.passes.prune.analysis import Analysis
+from onnxcomp.passes.prune.atoms import Use
+from onnxcomp.passes.prune.units import Group
+
+Measure = Literal["l1", "l2", "activation"]
+
+
+class Squares:
+    """The mean square of each channel, a `Statistic` of `onnxcomp.activations`.
+
+    Args:
+        axis: of the channels.
+
+    Attributes:
+        total: float64, (channels,); empty before the first batch.
+        count: values of each channel.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.total = np.zeros(0)
+        self.count = 0
+
+    @property
+    def name(self) -> str:
+        """What it keeps."""
+        return f"squares of axis {self.axis}"
+
+    def update(self, array: np.ndarray) -> None:
+        """Add a batch of one or more axes; the channels must be as many as in the first."""
+        if array.size == 0:
+            return
+        others = tuple(i for i in range(array.ndim) if i != self.axis)
+        total = np.square(array, dtype=np.float64).sum(others)
+        self.total = total if not self.count else self.total + total
+        self.count += array.size // array.shape[self.axis]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """float64, (channels,)."""
+        mean: np.ndarray = self.total / max(self.count, 1)
+        return mean
+
+    def state(self) -> State:
+        """All of it as arrays."""
+        return {"total": self.total, "count": np.array(self.count)}
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave."""
+        self.total, self.count = state["total"], int(state["count"])
+
+
+def by_weights(analysis: Analysis, group: Group, measure: Measure) -> np.ndarray:
+    """The norm of all weights that go with a unit: float64, (units,).
+
+    Parameters of one axis (biases, normalizations) count only where there is nothing else.
+    """
+    graph = analysis.model.graph
+    power: Callable[[np.ndarray], np.ndarray] = np.abs if measure == "l1" else np.square
+    score = np.zeros(len(group))
+    members = [(graph.initializers[name], axis) for name, axis in group.members]
+    ranks = [len(analysis.atoms.dims(value)) for value, _ in members]
+    for (value, axis), rank in zip(members, ranks, strict=True):
+        if rank < 2 <= max(ranks) or value.const_value is None:
+            continue
+        array = value.const_value.numpy()
+        others = tuple(i for i in range(array.ndim) if i != axis)
+        _add(score, analysis.units_of(group, value, axis), power(array.astype(np.float64)).sum(others))
+    return score if measure == "l1" else np.sqrt(score)
+
+
+def by_activations(analysis: Analysis, data: Batches, workdir: Path, store: Path | None) -> Mapping[int, np.ndarray]:
+    """{index of a group: score of its units, float64, (units,)}, for the groups whose uses can be observed.
+
+    The score is the sum over all sums that a unit leaves through of (root mean square of the activation times
+    weight) ** 2: what the output loses, were all channels independent. After Wanda (Sun et al. 2023,
+    arXiv:2306.11695), over whole units.
+    """
+    wanted = {use: Squares(use.activation_axis) for group in analysis.groups for use in group.uses}
+    by_tensor: dict[str, list[Squares]] = {}
+    for use, statistic in wanted.items():
+        by_tensor.setdefault(use.activation.name or "", []).append(statistic)
+    observe(analysis.model, data, by_tensor, workdir=workdir, store=store)
+    found = {}
+    for index, group in enumerate(analysis.groups):
+        parts = [(use, _loss(use, wanted[use])) for use in group.uses]
+        if all(loss is not None for _, loss in parts):
+            score = np.zeros(len(group))
+            for use, loss in parts:
+                assert loss is not None
+                _add(score, analysis.units_of(group, use.activation, use.activation_axis), loss)
+            found[index] = score
+    return found
+
+
+def _loss(use: Use, squares: Squares) -> np.ndarray | None:
+    """For each channel of the activation, its mean square times the squares of its weights: float64."""
+    matrix = use.matrix()
+    if matrix is None or not squares.count:
+        return None
+    square = np.square(matrix.astype(np.float64))
+    axis = use.weight_axis
+    if use.groups > 1:  # (groups * out, in, ...): channel g * in + j is column j of the rows of group g
+        square = square.reshape(use.groups, -1, *square.shape[1:]).swapaxes(1, 2)
+        weights = square.reshape(*square.shape[:2], -1).sum(-1).reshape(-1)
+    else:
+        weights = square.sum(tuple(i for i in range(square.ndim) if i != axis))
+    return None if len(weights) != len(squares.total) else weights * squares.mean
+
+
+def _add(score: np.ndarray, units: np.ndarray, values: np.ndarray) -> None:
+    """Add values of indices to the units that they belong to."""
+    there = units >= 0
+    np.add.at(score, units[there], values[there])

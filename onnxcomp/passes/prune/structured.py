@@ -1,0 +1,222 @@
+"""`prune-structured`: cut channels, neurons and heads out of a model, so that ONNX Runtime has less to compute."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError, UsageError
+from onnxcomp.inspect import all_nodes, constants, is_parameter
+from onnxcomp.passes.base import Context, Effect, Pass, named, option
+from onnxcomp.passes.batchnorm import make_constants
+from onnxcomp.passes.prune import alignment, equivalence, importance, plan, selection
+from onnxcomp.passes.prune.analysis import Analysis, analyse
+from onnxcomp.passes.prune.atoms import RefusedError
+from onnxcomp.passes.prune.cut import Kept, cut
+from onnxcomp.passes.prune.units import Group
+
+_SPARSITY = 0.3
+
+_QUANTIZED = ("Quantize", "QLinear", "Integer", "NBits", "QGemm", "QAttention")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruneStructured(Pass):
+    """Remove whole units: channels of convolutions, neurons between matrices, heads of attention.
+
+    A unit is what must go together: through residual connections, Concat, Split and Reshape too, and over all
+    weights that make or read it. The result is a smaller dense model. What it computes is proven on every
+    run: the outputs of the whole model, with the removed parts of its weights at zero, must be the same
+    up to rounding.
+
+    Rules:
+        1. Counts of channels of a convolution that stay are multiples of what this host's kernels take at once
+           (16 with AVX-512): in between nothing gets faster, and a count like 127 is slower than 128.
+        2. Least important first: by what a unit adds to real activations where there is data, else by the norm
+           of its weights. At least one block of each group stays.
+        3. Left whole, with the reason in `refused`: what reaches an input, an output, a normalization over it,
+           a subgraph or an operator without a rule. Quantized models are refused.
+        4. Before `fuse` and before BatchNormalization is folded: fused operators hide units.
+    """
+
+    name: ClassVar[str] = "prune-structured"
+    wants_data: ClassVar[bool] = True
+
+    sparsity: float | None = option(None, "share of the units of each group to remove; unset: 0.3 without a target")
+    target_macs: float | None = option(None, "remove the least important of all until this share of the MACs is left")
+    target_size: float | None = option(None, "the same for the bytes of the weights")
+    importance: Literal["auto", "activation", "l2", "l1"] = option(
+        "auto", "what ranks units: activations with data, norms of weights without; auto takes what there is"
+    )
+    align: int | None = option(
+        None, "channels that stay are a multiple; unset: 16, 8 or 4 for convolutions, by this host"
+    )
+    limit: float = option(0.9, "largest share of a group that may go, above 0 and below 1")
+    exclude: tuple[str, ...] = option((), "nodes, or torch modules, whose weights stay whole")
+    plan: str | None = option(None, "a plan file, as --plan-out writes it, that says what stays")
+
+    def apply(self, model: ir.Model, context: Context) -> Effect:
+        """Raises UsageError (options), NoEffectError (nothing to remove), UnsupportedError (quantized).
+
+        And DataError (a plan that does not fit), AccuracyGateError (the result is not the masked model).
+        """
+        self._check(context)
+        refuse_quantized(model)
+        excluded = {node for nodes in named(model, self.exclude).values() for node in nodes}
+        digest = plan.content_hash(model)
+        make_constants(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        before = _parameters(model)
+        analysis = analyse(model, excluded)
+        _finite(analysis)
+        if self.plan is not None:
+            kept, how = plan.read(analysis, plan.Plan.load(self.plan), digest), "plan"
+        else:
+            kept, how = self._choose(analysis, context)
+        groups = [_described(group, kept) for group in analysis.groups]
+        removed = sum(entry["units"] - entry["kept"] for entry in groups)
+        if not removed:
+            raise NoEffectError(_nothing(analysis), hint="see the reasons in the notes, or give a higher --sparsity")
+        details: dict[str, Any] = {
+            "removed_parameters": 0,
+            "parameters": before,
+            "units": {"removed": removed, "of": sum(len(group) for group in analysis.groups)},
+            "importance": how,
+            **_costs(analysis, groups),
+            "groups": groups,
+            "refused": [{"node": node, "reason": reason} for node, reason in analysis.refused],
+            "plan": plan.plan_of(kept, digest).to_json(),
+        }
+        details["equivalence_error"] = _cut_and_prove(kept, context)
+        details["removed_parameters"] = before - _parameters(model)
+        return Effect(True, details)
+
+    def _check(self, context: Context) -> None:
+        wishes = [key for key in ("sparsity", "target_macs", "target_size", "plan") if getattr(self, key) is not None]
+        if len(wishes) > 1:
+            raise UsageError(f"{' and '.join(wishes)} do not go together", where=wishes[1])
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise UsageError(f"sparsity {self.sparsity} is not in [0, 1)", where="sparsity")
+        if self.sparsity == 0:
+            raise NoEffectError("a sparsity of 0 removes nothing", where="sparsity")
+        for key in ("target_macs", "target_size", "limit"):
+            share = getattr(self, key)
+            if share is not None and not 0 < share < 1:
+                raise UsageError(f"{key} {share} is not between 0 and 1", where=key)
+        if self.align is not None and self.align < 1:
+            raise UsageError(f"align {self.align} is less than 1", where="align")
+        if self.importance == "activation" and context.data is None:
+            raise UsageError("importance 'activation' needs data", where="importance", hint="give --data")
+
+    def _choose(self, analysis: Analysis, context: Context) -> tuple[Kept, str]:
+        """(what stays, what ranked it)."""
+        scores, how = self._scores(analysis, context)
+        steps = [alignment.step(group, self.align) for group in analysis.groups]
+        units = [len(group) for group in analysis.groups]
+        if self.target_macs is None and self.target_size is None:
+            share = _SPARSITY if self.sparsity is None else self.sparsity
+            stay = selection.uniform(units, steps, self.limit, share)
+        else:
+            stay = self._until(analysis, scores, steps)
+        gone = [
+            group.units[selection.least_important(score, len(group) - left)]
+            for group, score, left in zip(analysis.groups, scores, stay, strict=True)
+        ]
+        return Kept.without(analysis, np.concatenate(gone) if gone else np.zeros(0, np.int64)), how
+
+    def _until(self, analysis: Analysis, scores: list[np.ndarray], steps: list[int]) -> list[int]:
+        """How many units of each group stay when the target is reached."""
+        macs = self.target_macs is not None
+        target = self.target_macs if macs else self.target_size
+        assert target is not None
+        terms = selection.multiplications(analysis) if macs else selection.stored(analysis)
+        units = [len(group) for group in analysis.groups]
+        if not units:
+            raise NoEffectError(_nothing(analysis), hint="see the reasons in the notes")
+        stay = selection.ranked(scores, steps, self.limit, lambda stay: selection.ratio(terms, units, stay) <= target)
+        if (reached := selection.ratio(terms, units, stay)) > target:
+            raise GateError(
+                f"the target of {target:g} cannot be reached: {reached:.3f} is left when all that may go is gone",
+                where="target_macs" if macs else "target_size",
+                hint="a higher limit, a smaller align, or a target that is not as low",
+            )
+        return stay
+
+    def _scores(self, analysis: Analysis, context: Context) -> tuple[list[np.ndarray], str]:
+        """(importance of each unit, by group; its name)."""
+        observed: dict[int, np.ndarray] = {}
+        if self.importance in ("auto", "activation") and context.data is not None and analysis.groups:
+            context.data.require_real("pruning")
+            observed = dict(importance.by_activations(analysis, context.data, context.workdir, context.store))
+        measure: importance.Measure = "l1" if self.importance == "l1" else "l2"
+        scores = [
+            observed[i] if i in observed else importance.by_weights(analysis, group, measure)
+            for i, group in enumerate(analysis.groups)
+        ]
+        if observed and len(observed) < len(scores):
+            context.note(f"{len(scores) - len(observed)} groups are ranked by weights: what reads them is not observed")
+        return scores, "activation" if observed else measure
+
+
+def refuse_quantized(model: ir.Model) -> None:
+    """Raises UnsupportedError for a model with quantized weights or activations."""
+    found = sorted({n.op_type for n in all_nodes(model) if any(part in n.op_type for part in _QUANTIZED)})
+    if found:
+        raise UnsupportedError(
+            f"the model is quantized already (it has {', '.join(found)})",
+            hint="prune the float model, then quantize",
+        )
+
+
+def _cut_and_prove(kept: Kept, context: Context) -> float:
+    """Cut the model in place; the error of the proof."""
+    reference = equivalence.masked(kept)
+    try:
+        cut(kept)
+    except RefusedError as refused:
+        raise UnsupportedError(f"the cut cannot be written: {refused}", hint="exclude the node") from refused
+    return equivalence.prove(reference, kept.analysis.model, context.data, context.workdir)
+
+
+def _described(group: Group, kept: Kept) -> dict[str, Any]:
+    """A group for the record."""
+    analysis = kept.analysis
+    labels, first = np.unique(analysis.labels, return_index=True)
+    stays = kept.mask[first[np.searchsorted(labels, group.units)]]
+    return {
+        "nodes": list(dict.fromkeys(use.node.name or use.node.op_type for use in group.uses)),
+        "initializers": list(dict.fromkeys(name for name, _ in group.members)),
+        "units": len(group),
+        "kept": int(stays.sum()),
+        "channels_per_unit": group.channels,
+    }
+
+
+def _costs(analysis: Analysis, groups: list[dict[str, Any]]) -> dict[str, float]:
+    """What is left of the multiply-accumulates."""
+    units, stay = [g["units"] for g in groups], [g["kept"] for g in groups]
+    return {"macs_ratio": round(selection.ratio(selection.multiplications(analysis), units, stay), 4)}
+
+
+def _nothing(analysis: Analysis) -> str:
+    if not analysis.groups:
+        reasons = list(dict.fromkeys(reason for _, reason in analysis.refused))[:3]
+        return f"no unit can be removed: {'; '.join(reasons) or 'the model has no weights that are summed over'}"
+    sizes = ", ".join(str(len(group)) for group in analysis.groups[:8])
+    return f"nothing is removed: rounded to blocks, all units of the groups (of {sizes}) stay"
+
+
+def _finite(analysis: Analysis) -> None:
+    """Raises InvalidModelError for NaN and infinity in what would be cut."""
+    for name in dict.fromkeys(name for group in analysis.groups for name, _ in group.members):
+        tensor = analysis.model.graph.initializers[name].const_value
+        if tensor is not None and not np.all(np.isfinite(tensor.numpy())):
+            raise InvalidModelError("a weight holds NaN or infinity", where=f"tensor {name}")
+
+
+def _parameters(model: ir.Model) -> int:
+    return sum(tensor.size for _, tensor in constants(model) if is_parameter(tensor))
