@@ -59,8 +59,10 @@ def test_a_use_of_a_turned_weight(tmp_path):
 FROZEN = {
     "softmax": ("(float[N,4] x) => (float[N,5] y) {a = MatMul (x, w1) s = Softmax (a) y = MatMul (s, w2)}", "summed"),
     "mean": (
-        "(float[N,4] x) => (float[N,5] y) {a = MatMul (x, w1) m = ReduceMean <axes=[1]> (a) s = Sub (a, m)"
-        " y = MatMul (s, w2)}",
+        (
+            "(float[N,4] x) => (float[N,5] y) {a = MatMul (x, w1) m = ReduceMean <axes=[1]> (a) s = Sub (a, m)"
+            " y = MatMul (s, w2)}"
+        ),
         "summed",
     ),
     "layer norm": (
@@ -77,8 +79,10 @@ FROZEN = {
         "no rule for Einsum",
     ),
     "size": (
-        "(float[N,4] x) => (float[N,5] y) {a = MatMul (x, w1) n = Shape <start=1> (a) f = Cast <to=1> (n)"
-        " s = Div (a, f) y = MatMul (s, w2)}",
+        (
+            "(float[N,4] x) => (float[N,5] y) {a = MatMul (x, w1) n = Shape <start=1> (a) f = Cast <to=1> (n)"
+            " s = Div (a, f) y = MatMul (s, w2)}"
+        ),
         "computes with its size",
     ),
     "every other": (
