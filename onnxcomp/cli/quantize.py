@@ -38,7 +38,7 @@ def command(shell: Shell, model: str, mode: str, **values: Any) -> None:
     \b
     dynamic: int8 weights, activations while running; no data needed; transformers, MLPs, LSTMs.
     static:  int8 weights and activations with ranges from --data; CNNs.
-    weights: 4 or 8 bits in blocks, computed in float; memory-bound models at batch 1.
+    weights: 4 or 8 bits in blocks, rounded by --data where given; memory-bound models at batch 1.
     """
     cls = _MODES[mode]
     before = [step for option, step in _BEFORE.items() if values[option]]
@@ -89,7 +89,10 @@ def _check(mode: str, values: dict[str, Any]) -> None:
     if values["metric"] is not None and values["max_drop"] is None:
         raise UsageError("--metric is for --max-drop", hint="'onnxcomp evaluate' measures a result")
     calibrates = cls.needs_data or values["smooth"] or values["correct_bias"] or values["max_drop"] is not None
-    if values["store"] is not None and not calibrates:
+    rounds = cls.wants_data and values["data"] is not None and values["gptq"] is not False
+    if values["store"] is not None and not (calibrates or rounds):
         raise UsageError(f"--statistics has nothing to keep: --mode {mode} does not calibrate")
+    if values["max_drop"] is not None and "max_node_error" in given(values, cls):
+        raise UsageError("--max-node-error and --max-drop both choose nodes", hint="give one of them")
     if values["max_drop"] is not None and mode == "weights":
         raise UsageError("--max-drop is not an option of --mode weights")

@@ -46,6 +46,10 @@ def quantize(folder, tmp_path, *arguments, model="mlp", out="q.onnx"):
         (("--mode", "static", "--data", "x.npz", "--max-drop", "1%"), "--max-drop and --eval go together"),
         (("--mode", "static", "--data", "x.npz", "--eval", "x.npz"), "--max-drop and --eval go together"),
         (("--mode", "static", "--data", "x.npz", "--metric", "f1"), "--metric is for --max-drop"),
+        (
+            ("--mode", "static", "--data", "x.npz", "--max-drop", "1%", "--eval", "x.npz", "--max-node-error", "0.1"),
+            "both choose nodes",
+        ),
         (("--mode", "weights", "--data", "x.npz", "--smooth"), "--smooth does nothing for --mode weights"),
         (("--mode", "weights", "--data", "x.npz", "--correct-bias"), "--correct-bias does nothing"),
         (("--mode", "weights", "--max-drop", "1%", "--eval", "x.npz"), "not an option of --mode weights"),
@@ -53,6 +57,8 @@ def quantize(folder, tmp_path, *arguments, model="mlp", out="q.onnx"):
         (("--mode", "static", "--data", "x.npz", "--bits", "4"), "--bits is not an option of --mode static"),
         (("--mode", "weights", "--per-tensor"), "--per-channel is not an option of --mode weights"),
         (("--mode", "dynamic", "--statistics", "kept"), "--statistics has nothing to keep"),
+        (("--mode", "weights", "--statistics", "kept"), "--statistics has nothing to keep"),
+        (("--mode", "weights", "--data", "x.npz", "--no-gptq", "--statistics", "kept"), "has nothing to keep"),
         (("--mode", "dynamic", "--max-drop", "much", "--eval", "labelled.npz"), "much"),
         (("--mode", "dynamic", "--op-types", "MatMull"), "MatMull"),
     ],
@@ -119,9 +125,10 @@ def test_the_quantization_itself_must_have_an_effect(folder, tmp_path):
     fails(5, "quantize", folder / "encoder.onnx", "-o", tmp_path / "q.onnx", *arguments, text="0 of 3 weights")
 
 
-def test_statistics_are_kept(folder, tmp_path):
+@pytest.mark.parametrize("mode", ["static", "weights"])
+def test_statistics_are_kept(mode, folder, tmp_path):
     kept = tmp_path / "kept"
-    arguments = ("--mode", "static", "--data", folder / "x.npz", "--statistics", kept)
+    arguments = ("--mode", mode, "--data", folder / "x.npz", "--statistics", kept)
     quantize(folder, tmp_path, *arguments)
     files = {path.name: path.read_bytes() for path in kept.iterdir()}
     assert files

@@ -28,33 +28,50 @@ class Blocks:
         size: elements of a block.
         scales: (rows, blocks), in the type of the weights; may be negative.
         zero_points: uint8, (rows, blocks); None when symmetric: 8 for 4 bits, 128 for 8.
+        chosen: the numbers as they are stored, where they are not simply the nearest.
     """
 
     bits: int
     size: int
     scales: np.ndarray
     zero_points: np.ndarray | None
+    chosen: np.ndarray | None = None
 
     def numbers(self, matrix: np.ndarray) -> np.ndarray:
         """The matrix in these blocks: uint8, (rows, blocks * size * bits / 8)."""
+        if self.chosen is not None:
+            return self.chosen
         rows, blocks = self.scales.shape
         made = np.empty((rows, blocks * self.size * self.bits // 8), np.uint8)
-        half = np.full(self.scales.shape, 2 ** (self.bits - 1), np.uint8)
-        zeros = half if self.zero_points is None else self.zero_points
+        zeros = self._zeros()
         for part in _slices(rows, blocks * self.size):
-            w = _cut(matrix[part], self.size)
+            w = cut(matrix[part], self.size)
             zero = zeros[part].reshape(-1).astype(np.float32)
             steps = _steps(w, self.scales[part].reshape(-1).astype(np.float32), zero, 2**self.bits - 1)
             whole = (steps + zero[:, np.newaxis]).astype(np.uint8)
-            made[part] = _packed(whole.reshape(-1, blocks * self.size), self.bits)
+            made[part] = packed(whole.reshape(-1, blocks * self.size), self.bits)
         return made
+
+    def restored(self, matrix: np.ndarray) -> np.ndarray:
+        """What the numbers of the matrix stand for: float32, of its shape."""
+        numbers = self.numbers(matrix)
+        if self.bits == 4:
+            numbers = np.stack([numbers & 15, numbers >> 4], axis=-1)
+        steps = numbers.reshape(*self.scales.shape, self.size) - self._zeros()[..., np.newaxis].astype(np.float32)
+        wide: np.ndarray = steps * self.scales[..., np.newaxis].astype(np.float32)
+        return wide.reshape(len(wide), -1)[:, : matrix.shape[1]]
 
     def packed_zero_points(self) -> np.ndarray | None:
         """uint8, (rows, ceil(blocks * bits / 8))."""
         if self.zero_points is None:
             return None
         odd = self.zero_points.shape[1] % 2 if self.bits == 4 else 0
-        return _packed(np.pad(self.zero_points, ((0, 0), (0, odd))), self.bits)
+        return packed(np.pad(self.zero_points, ((0, 0), (0, odd))), self.bits)
+
+    def _zeros(self) -> np.ndarray:
+        """uint8, (rows, blocks)."""
+        half = np.full(self.scales.shape, 2 ** (self.bits - 1), np.uint8)
+        return half if self.zero_points is None else self.zero_points
 
 
 def fit(matrix: np.ndarray, *, bits: int, size: int, symmetric: bool, search: bool) -> Blocks:
@@ -67,14 +84,19 @@ def fit(matrix: np.ndarray, *, bits: int, size: int, symmetric: bool, search: bo
     scales = np.empty((rows, blocks), matrix.dtype)
     zero_points = np.empty((rows, blocks), np.uint8)
     for part in _slices(rows, blocks * size):
-        found = _fit(_cut(matrix[part], size), bits, symmetric, search, matrix.dtype)
+        found = best_scales(cut(matrix[part], size), bits, matrix.dtype, symmetric=symmetric, search=search)
         scales[part] = found[0].reshape(-1, blocks)
         zero_points[part] = found[1].reshape(-1, blocks)
     return Blocks(bits, size, scales, None if symmetric else zero_points)
 
 
-def _fit(w: np.ndarray, bits: int, symmetric: bool, search: bool, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """(scales, zero points) of blocks `w`, float32 (count, size)."""
+def best_scales(
+    w: np.ndarray, bits: int, dtype: np.dtype, costs: np.ndarray | None = None, *, symmetric: bool, search: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scales, zero points) of blocks `w`, float32 (count, size).
+
+    `costs`: float32, (size,): what the square of an error counts in the search; None: all the same.
+    """
     top, half = 2**bits - 1, 2 ** (bits - 1)
     low, high = np.minimum(w.min(axis=1), 0), np.maximum(w.max(axis=1), 0)
     if symmetric:  # the largest value becomes -half, of which there is one more than of +half
@@ -91,11 +113,13 @@ def _fit(w: np.ndarray, bits: int, symmetric: bool, search: bool, dtype: np.dtyp
     for factor in (*_SHRINK, half / (half - 1)):
         scale = _stored(full * factor, dtype)
         steps = _steps(unit, scale / full, zero, top)
-        square = np.einsum("ij,ij->i", steps, steps)
-        fitted = full * np.einsum("ij,ij->i", steps, unit) / _not_zero(square)  # what fits these steps best
+        weighted = steps if costs is None else steps * costs
+        square = np.einsum("ij,ij->i", weighted, steps)
+        fitted = full * np.einsum("ij,ij->i", weighted, unit) / _not_zero(square)  # what fits these steps best
         scale = _stored(np.where(square == 0, scale, fitted), dtype)
         steps = _steps(unit, scale / full, zero, top)
-        error = np.square(steps * (scale / full)[:, np.newaxis] - unit).sum(axis=1)
+        squares = np.square(steps * (scale / full)[:, np.newaxis] - unit)
+        error = (squares if costs is None else squares * costs).sum(axis=1)
         better = error < least
         least, best = np.where(better, error, least), np.where(better, scale, best)
     return best, zero
@@ -106,7 +130,7 @@ def _slices(rows: int, width: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def _cut(rows: np.ndarray, size: int) -> np.ndarray:
+def cut(rows: np.ndarray, size: int) -> np.ndarray:
     """Rows as float32 blocks, (rows * blocks, size)."""
     wide = np.pad(rows.astype(np.float32), ((0, 0), (0, -rows.shape[1] % size)))
     return wide.reshape(-1, size)
@@ -129,6 +153,6 @@ def _not_zero(numbers: np.ndarray) -> np.ndarray:
     return made
 
 
-def _packed(numbers: np.ndarray, bits: int) -> np.ndarray:
+def packed(numbers: np.ndarray, bits: int) -> np.ndarray:
     """Two numbers a byte for 4 bits, the first in the lower half."""
     return numbers if bits == 8 else numbers[:, ::2] | (numbers[:, 1::2] << 4)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp import model as models
 from onnxcomp.errors import UsageError, nearest
 from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, option
 from onnxcomp.passes.quantize import _nbits, _ort, _uses, common
 from onnxcomp.passes.quantize._uses import Layout, Use
+from onnxcomp.passes.quantize.gptq import Matrices, round_on_data
 
 OP_TYPES = ("Gather", "Gemm", "MatMul")
 
@@ -21,7 +25,7 @@ _LAZY_FROM = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizeWeights(Pass):
-    """Store weights in 8 or 4 bits, a scale for each block, and compute in float; needs no data.
+    """Store weights in 8 or 4 bits, a scale for each block, and compute in float; better with data, needs none.
 
     For decoders that make one token at a time, where reading weights is the work. Not for encoders
     over long sequences, nor for CNNs: see `quantize-dynamic` and `quantize-static`.
@@ -37,9 +41,14 @@ class QuantizeWeights(Pass):
 
     The scale of a block is the one of eight with the least mean-square error (`search`); ORT's own
     quantizer rounds to nearest.
+
+    With data, matrices of MatMul and Gemm are rounded so that the outputs on it change least: what a column
+    loses, those behind it make good (`gptq`; Frantar et al. 2022, arXiv:2210.17323). Not those that several
+    nodes multiply with or that stand in a subgraph, nor those where that gains nothing; tables never.
     """
 
     name: ClassVar[str] = "quantize-weights"
+    wants_data: ClassVar[bool] = True
 
     bits: Literal[4, 8] = option(8, "bits of a weight")
     block_size: Literal[16, 32, 64, 128, 256] = option(32, "weights that share a scale")
@@ -50,11 +59,15 @@ class QuantizeWeights(Pass):
         "and with 8 bits is many times slower than the float model",
     )
     search: bool = option(True, "try eight scales for a block; off: the one that its largest value asks for")
+    gptq: bool = option(True, "with data, round with error feedback (GPTQ); off: each weight to the nearest")
     op_types: tuple[str, ...] = option(OP_TYPES, "operator types to quantize")
     exclude: tuple[str, ...] = option((), "nodes, or torch modules ('encoder.layer.3'), to leave in float")
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
-        """Raises what `common.prepare` raises but for float16; NoEffectError when no weight could be quantized."""
+        """Raises what `common.prepare` raises but for float16; NoEffectError when no weight could be quantized.
+
+        With data also CalibrationError, for NaN and infinity on it.
+        """
         for op in self.op_types:
             if op not in OP_TYPES:
                 hint = nearest(op, OP_TYPES) or f"it knows {', '.join(OP_TYPES)}"
@@ -64,18 +77,48 @@ class QuantizeWeights(Pass):
         kept, fragile = common.prepare(model, context, self.exclude, float16=True)
         request = _ort.Request(op_types=self.op_types, exclude=(*kept, *fragile), per_channel=True, reduce_range=False)
         ledger = common.account(model, request, fragile)
-        reasons = {}
+        reasons, plans = {}, {}
         for weight in ledger.weights:
             plan = self._plan(weight.value, weight.tensor, ledger)
             if isinstance(plan, str):
                 reasons[weight.node.name or weight.node.op_type] = plan
             else:
-                self._replace(weight.value, weight.tensor, plan)
+                plans[weight.value] = weight.tensor, plan
+        details: dict[str, Any] = {"bits": self.bits, "block_size": self.block_size}
+        rounded: dict[ir.Node, _nbits.Blocks] = {}
+        matrices = self._multiplied(model, plans, context) if self.gptq and context.data is not None else {}
+        if matrices:
+            rounded, details["gptq"] = round_on_data(model, matrices, context, **self._form)
+        for value, (tensor, plan) in plans.items():
+            self._replace(value, tensor, plan, rounded)
         settled = dataclasses.replace(ledger, reasons=reasons).settle(model)
         common.finish(model, model, settled)
         model.opset_imports[_uses.MICROSOFT] = 1
         drop_inner_shapes(model)
-        return Effect(True, {**settled, "bits": self.bits, "block_size": self.block_size})
+        return Effect(True, {**settled, **details})
+
+    @property
+    def _form(self) -> dict[str, Any]:
+        """How a matrix is cut and rounded."""
+        return {"bits": self.bits, "size": self.block_size, "symmetric": self.symmetric, "search": self.search}
+
+    def _multiplied(
+        self, model: ir.Model, plans: Mapping[ir.Value, tuple[ir.TensorProtocol, list[Use]]], context: Context
+    ) -> Matrices:
+        """{node: its matrix} of those that one node of the main graph multiplies with."""
+        inputs = {spec.name for spec in models.signature(model).inputs}
+        found: dict[ir.Node, Callable[[], np.ndarray]] = {}
+        for tensor, plan in plans.values():
+            for layout in dict.fromkeys(use.layout for use in plan if use.layout != "table"):
+                node, *others = [use.node for use in plan if use.layout == layout]
+                rows = node.inputs[0]
+                made = rows is not None and (rows.producer() is not None or rows.name in inputs)
+                if made and node.graph is model.graph and not others:
+                    found[node] = functools.partial(_matrix, tensor, layout)
+                else:
+                    why = "several nodes multiply with it" if others else "its input is not of the main graph"
+                    context.note(f"rounded to the nearest: {why}", node.name or "")
+        return found
 
     def _plan(self, value: ir.Value, tensor: ir.TensorProtocol, ledger: common.Account) -> list[Use] | str:
         """Every use of a weight as what it becomes; or why it stays in float."""
@@ -119,7 +162,13 @@ class QuantizeWeights(Pass):
         zero_points = 0 if self.symmetric else -(-blocks * self.bits // 8)
         return rows * (held * self.bits // 8 + zero_points + blocks * tensor.dtype.numpy().itemsize)
 
-    def _replace(self, value: ir.Value, tensor: ir.TensorProtocol, plan: list[Use]) -> None:
+    def _replace(
+        self,
+        value: ir.Value,
+        tensor: ir.TensorProtocol,
+        plan: list[Use],
+        rounded: Mapping[ir.Node, _nbits.Blocks],
+    ) -> None:
         """Put the quantized operators in the place of all users of a weight."""
         graph, name = value.graph, value.name
         assert graph is not None
@@ -127,8 +176,8 @@ class QuantizeWeights(Pass):
         for count, layout in enumerate(dict.fromkeys(use.layout for use in plan)):
             rows, columns = _shape(tensor, layout)
             size = self._size(layout, columns)
-            matrix = _matrix(tensor, layout)
-            blocks = _nbits.fit(matrix, bits=self.bits, size=size, symmetric=self.symmetric, search=self.search)
+            done = (rounded[use.node] for use in plan if use.layout == layout and use.node in rounded)
+            blocks = next(done, None) or _nbits.fit(_matrix(tensor, layout), **{**self._form, "size": size})
             stored = [
                 ir.Value(name=t.name, const_value=t, type=ir.TensorType(t.dtype), shape=ir.Shape(t.shape.numpy()))
                 for t in _tensors(f"{name}_{layout}" if count else name, tensor, layout, blocks)
