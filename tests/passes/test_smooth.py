@@ -14,7 +14,7 @@ from onnxcomp.activations import Channels
 from onnxcomp.data import Batches
 from onnxcomp.errors import CalibrationError, DataError, NoEffectError, UsageError
 from onnxcomp.model import load, signature, write_to
-from onnxcomp.passes import QuantizeDynamic, QuantizeStatic, Smooth
+from onnxcomp.passes import Fuse, QuantizeDynamic, QuantizeStatic, Smooth
 from onnxcomp.passes.quantize import smoothing
 from onnxcomp.pipeline import optimize
 from onnxcomp.runtime import open_session
@@ -361,6 +361,29 @@ def test_the_error_is_that_of_int8_arithmetic():
     assert choice.error == pytest.approx(error(choice.factors) / error(np.ones(WIDTH)), rel=0.02)
 
 
+@pytest.mark.parametrize("matrices", [1, 3])
+def test_a_large_matrix_is_judged_by_some_of_its_columns(matrices, monkeypatch):
+    """Few columns that make most of the error are among them, whatever is drawn of the rest."""
+    monkeypatch.setattr(smoothing, "_ELEMENTS", 1)
+    rows = builders.samples(200, WIDTH) * with_outliers("gamma")
+    matrix = builders.samples(WIDTH, 1200, seed=3) * 0.1
+    matrix[:, [5, 411, 1007]] *= 30
+    parts = np.split(matrix, matrices, axis=1)
+    looked_at = []
+    rounded = smoothing._Rounded
+
+    def counted(factors, seen, sample, columns):
+        looked_at.append(columns.shape[1])
+        return rounded(factors, seen, sample, columns)
+
+    monkeypatch.setattr(smoothing, "_Rounded", counted)
+    choice = smoothing.best(channels(rows), rows, parts)
+    assert set(looked_at) == {64}
+    whole = [rounded(factors, channels(rows), rows, matrix).error() for factors in (choice.factors, np.ones(WIDTH))]
+    assert choice.error == pytest.approx(whole[0] / whole[1], rel=0.1)
+    assert choice.error < 0.5
+
+
 @pytest.fixture
 def snips(shared):
     """(model, samples that calibrate, feeds that judge)."""
@@ -378,6 +401,7 @@ def test_a_real_text_model(snips, tmp_path):
     done = optimize(model, [Smooth()], data=data)
     assert_equal_outputs(done, model, feeds, tmp_path)
     assert done.passes[0].effect["smoothed"] > 4
+    assert count(done.model, "Mul") == count(model, "Mul")  # through attention whose heads are in parts
     for quantize in (QuantizeDynamic(), QuantizeStatic()):
         plain = optimize(model, [quantize], data=data)
         smooth = optimize(done.model, [quantize], data=data)
@@ -385,6 +409,16 @@ def test_a_real_text_model(snips, tmp_path):
         assert gain > 0.1, quantize.name
     with pytest.raises(NoEffectError):
         optimize(done.model, [Smooth()], data=data)
+
+
+def test_factors_go_into_packed_values_before_a_fused_attention(snips, tmp_path):
+    model, data, feeds = snips
+    fused = optimize(model, [Fuse()]).model
+    assert count(fused, "MultiHeadAttention") == 2
+    done = optimize(fused, [Smooth()], data=data)
+    assert [into for nodes, into in groups(done).items() if into == "MatMul"]
+    assert done.passes[0].effect["multiplications"] == 0
+    assert_equal_outputs(done, model, feeds, tmp_path)
 
 
 def test_the_same_bytes_on_repeat_and_for_any_number_of_threads(snips, tmp_path, monkeypatch):
@@ -422,7 +456,11 @@ def test_minilm(shared, tmp_path):
     feeds = {"input_ids": found.test_ids[::80], "attention_mask": found.test_mask[::80]}
     done = optimize(model, [Smooth()], data=data)
     assert_equal_outputs(done, model, feeds, tmp_path)
-    assert "MatMul" in groups(done).values()  # through attention
+    fused = optimize(model, [Fuse(), Smooth()], data=data)
+    for one in (done.passes[0], fused.passes[1]):  # through attention; residual connections and Gelu take none
+        assert [entry["into"] for entry in one.effect["groups"]].count("MatMul") == 6
+        assert one.effect["multiplications"] == 18
+    assert_equal_outputs(fused, model, feeds, tmp_path)
     plain = optimize(model, [QuantizeDynamic()])
     smooth = optimize(done.model, [QuantizeDynamic()])
     assert sqnr_db(smooth.model, model, feeds, tmp_path) > 4 + sqnr_db(plain.model, model, feeds, tmp_path)

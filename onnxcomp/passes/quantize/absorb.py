@@ -1,137 +1,134 @@
-"""Nodes that can take in a factor for each channel of the value they make."""
+"""Stored numbers that can take in a factor for each channel of a value that they make."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.passes.quantize.linear import linear, only_user
+from onnxcomp.passes.quantize.heads import Channels, behind_split, fused_values, keeps_channels, split_values
+from onnxcomp.passes.quantize.linear import Linear, linear
+from onnxcomp.passes.quantize.stored import is_alone, is_own_vector, multiply, tensor_of
 
-#: swaps heads and tokens; its own inverse
-_HEADS = [0, 2, 1, 3]
+_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+
+#: f(s x) = s f(x) for s > 0, element by element
+_HOMOGENEOUS = ("Identity", "LeakyRelu", "Relu")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taker:
+    """What is to be divided: a vector, or the columns of a matrix.
+
+    Attributes:
+        op_type: of the node that holds it.
+        held: the vector, or the node with the matrix.
+        channels: which of its columns.
+    """
+
+    op_type: str
+    held: ir.Value | Linear
+    channels: Channels
+
+    def divide(self, factors: np.ndarray) -> None:
+        """Divide these channels by (count,)."""
+        inverse = np.ones(self.channels.of)
+        inverse[self.channels.start : self.channels.start + self.channels.count] = 1 / factors
+        if isinstance(self.held, Linear):
+            self.held.multiply(inverse, axis=1)
+        else:
+            multiply(self.held, inverse)
 
 
 def divide(value: ir.Value, factors: np.ndarray) -> str | None:
     """Change stored numbers so that the value, channels last, comes divided by `factors`.
 
+    The way back to them leads through what treats channels alike, whatever they are multiplied by: the mixing of
+    tokens in attention, Relu, sums of which all parts take the factors in, products of which one does.
+
     Args:
         value: float32, (..., channels); used by nothing that does not want it divided.
-        factors: (channels,).
+        factors: positive, (channels,).
 
     Returns the operator type that took them in; None, with nothing changed, where none can.
     """
-    producer = value.producer()
-    if producer is None:
-        return None
-    if producer.op_type == "LayerNormalization" and not producer.domain:
-        return _into_norm(producer, factors)
-    made = _values_of_attention(value, len(factors))
-    return None if made is None else _into_linear(made, factors)
+    found = _takers(value, Channels(0, len(factors), len(factors)))
+    for taker in found or ():
+        taker.divide(factors)
+    return found[0].op_type if found else None
 
 
-def _into_norm(norm: ir.Node, factors: np.ndarray) -> str | None:
-    held = [v for v in norm.inputs[1:3] if v is not None]
-    if any(not _own(v, [len(factors)]) for v in held) or any(o.uses() for o in norm.outputs[1:]):
-        return None
-    for v in held:
-        _divide(v, factors)
-    return norm.op_type
-
-
-def _into_linear(value: ir.Value, factors: np.ndarray) -> str | None:
-    """Into the columns of the matrix that makes `value`, and its bias."""
-    add = value.producer()
-    stored = None
-    if add is not None and add.op_type == "Add" and not add.domain:
-        found = [linear(v.producer() if v is not None else None) for v in add.inputs]
-        made = next((f for f in found if f is not None), None)
-    else:
-        made = linear(add)
-    if made is None or made.shared or made.matrix().shape[1] != len(factors):
-        return None
-    bias = made.bias()
-    if bias is not None:
-        stored, value_with_bias = bias
-        if value_with_bias is not value:
-            return None
-    elif made.node.outputs[0] is not value or (made.node.op_type == "Gemm" and len(made.node.inputs) > 2):
-        return None
-    made.set_matrix(made.matrix() / factors)
-    if stored is not None:
-        _divide(stored, factors)
-    return made.node.op_type
-
-
-def _values_of_attention(value: ir.Value, channels: int) -> ir.Value | None:
-    """The value input (batch, tokens, channels) of the attention that makes `value`, if only that uses it.
-
-    Attention mixes tokens, never channels. Either the fused operator, or its parts: heads split off
-    (Reshape, Transpose), MatMul with the probabilities, heads joined (Transpose, Reshape).
-    """
+def _takers(value: ir.Value, channels: Channels) -> list[_Taker] | None:
+    """All that must be divided together; None where there is something that cannot be."""
+    apart = behind_split(value, channels)
+    if apart is not None:
+        return _takers(*apart)
     node = value.producer()
-    if node is None:
+    if node is None or value is not node.outputs[0]:
         return None
-    if node.op_type == "MultiHeadAttention":
-        plain = len(node.inputs) > 2 and not any(v is not None for v in node.inputs[6:])
-        biased = len(node.inputs) > 3 and node.inputs[3] is not None
-        given_out = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
-        found = node.inputs[2] if plain and not biased and not given_out else None
-        return found if found is not None and only_user(found) is node else None
-    joined = _back(value, "Reshape")
-    mixed = _back(joined, "Transpose", perm=_HEADS)
-    product = mixed.producer() if mixed is not None else None
-    if mixed is None or product is None or product.op_type != "MatMul" or only_user(mixed) is None:
+    made = linear(node)
+    if made is not None:
+        return _of_linear(made, channels)
+    mixed = fused_values(node)
+    if mixed is not None:
+        return _of_attention(node, mixed, channels)
+    return None if node.domain else _of_operator(node, channels)
+
+
+def _of_operator(node: ir.Node, channels: Channels) -> list[_Taker] | None:
+    first = node.inputs[0] if node.inputs else None
+    if node.op_type in _NORMS:
+        return _all(_of_part(node, v, channels) for v in node.inputs[1:] if v is not None)
+    if node.op_type in ("Add", "Sub"):  # what computes first, for the name
+        parts = sorted(node.inputs, key=lambda v: v is not None and v.producer() is None)
+        return _all(_of_part(node, v, channels) for v in parts)
+    if node.op_type == "Mul":
+        return next(filter(None, (_of_part(node, v, channels) for v in node.inputs)), None)
+    if node.op_type in _HOMOGENEOUS:
+        return _of_part(node, first, channels)
+    if node.op_type != "Reshape":
         return None
-    split = _back(product.inputs[1], "Transpose", perm=_HEADS)
-    source = _back(split, "Reshape")
-    if source is None or split is None or joined is None or not _splits_channels(split, channels):
+    split = split_values(node, channels)
+    if split is not None:
+        return _takers(*split)
+    without_rank = dataclasses.replace(channels, rank=None)
+    return _of_part(node, first, without_rank) if keeps_channels(node, channels) else None
+
+
+def _of_linear(made: Linear, channels: Channels) -> list[_Taker] | None:
+    if made.shared or made.shape[1] != channels.of:
         return None
-    chain = [joined, mixed, product.inputs[1], split, source]
-    return source if all(v is not None and only_user(v) is not None for v in chain) else None
+    bias = [] if made.third is None else [_of_vector(made.node, made.third, channels)]
+    return _all([[_Taker(made.node.op_type, made, channels)], *bias])
 
 
-def _splits_channels(split: ir.Value, channels: int) -> bool:
-    """Whether the last two of four axes, as the Reshape's shape states them, hold whole rows of channels."""
-    reshape = split.producer()
-    shape = reshape.inputs[1] if reshape is not None else None
-    joined = shape.producer() if shape is not None else None
-    parts = list(joined.inputs) if joined is not None and joined.op_type == "Concat" else [shape]
-    sizes: list[int] = []
-    for part in reversed(parts):
-        tensor = part.const_value if part is not None else None
-        if tensor is None:
-            break
-        sizes = [*tensor.numpy().tolist(), *sizes]
-    if len(sizes) < 2:
-        return False
-    if sizes[:2] == [0, 0]:  # batch and tokens stay, so the rest is the channels
-        return len(sizes) == 4
-    return min(sizes[-2:]) > 0 and sizes[-2] * sizes[-1] % channels == 0
+def _of_attention(node: ir.Node, values: ir.Value, channels: Channels) -> list[_Taker] | None:
+    found = _of_part(node, values, dataclasses.replace(channels, rank=3))
+    bias = node.inputs[3] if node.domain and len(node.inputs) > 3 else None
+    if bias is None or bias.const_value is None:
+        return found if bias is None else None
+    size = tensor_of(bias).size  # of queries and keys first
+    held = Channels(size - channels.of + channels.start, channels.count, size)
+    return _all([found, _of_vector(node, bias, held)])
 
 
-def _back(value: ir.Value | None, op_type: str, perm: list[int] | None = None) -> ir.Value | None:
-    """The input of the node of this type that makes `value`."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != op_type or node.domain:
+def _of_part(node: ir.Node, value: ir.Value | None, channels: Channels) -> list[_Taker] | None:
+    """Of an input of a node: a vector that is stored, or what is computed for the node alone."""
+    if value is None or not is_alone(value):
         return None
-    if perm is not None and list(node.attributes.get_ints("perm", [])) != perm:
-        return None
-    return node.inputs[0]
+    return _of_vector(node, value, channels) if value.producer() is None else _takers(value, channels)
 
 
-def _own(value: ir.Value, shape: list[int]) -> bool:
-    tensor = value.const_value
-    return (
-        value.producer() is None
-        and tensor is not None
-        and tensor.dtype == ir.DataType.FLOAT
-        and list(tensor.shape.numpy()) == shape
-        and len(value.uses()) == 1
-        and not value.is_graph_output()
-    )
+def _of_vector(node: ir.Node, value: ir.Value, channels: Channels) -> list[_Taker] | None:
+    return [_Taker(node.op_type, value, channels)] if is_own_vector(value, channels.of) else None
 
 
-def _divide(value: ir.Value, factors: np.ndarray) -> None:
-    tensor = value.const_value
-    assert tensor is not None
-    value.const_value = ir.Tensor((tensor.numpy() / factors).astype(np.float32), name=value.name)
+def _all(parts: Iterable[list[_Taker] | None]) -> list[_Taker] | None:
+    found: list[_Taker] = []
+    for part in parts:
+        if part is None:
+            return None
+        found += part
+    return found or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxcomp.inspect import all_nodes
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
 from onnxcomp.passes.batchnorm import fold, make_constants
 from onnxcomp.passes.quantize.common import resolve_reduce_range
-from onnxcomp.passes.quantize.layers import Layer, layers
+from onnxcomp.passes.quantize.layers import Layer, add_to_bias, layers
 
 #: `quantize-dynamic` leaves Conv in float
 OP_TYPES = ("Conv", "Gemm", "MatMul")
@@ -48,6 +49,14 @@ class CorrectBias(Pass):
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """Raises CalibrationError without data or for NaN and infinity in it, UsageError for what is unknown."""
+        effect = correct(model, self.measure(model, context))
+        return Effect(effect["corrected"] > 0, effect)
+
+    def measure(self, model: ir.Model, context: Context) -> dict[str, np.ndarray]:
+        """{name of a weight: what to add to the bias, float64, (out,)}; the model is made ready for it, in place.
+
+        Raises as `apply`.
+        """
         for op in self.op_types:
             if op not in OP_TYPES:
                 hint = nearest(op, OP_TYPES) or f"it has them for {', '.join(OP_TYPES)}"
@@ -74,18 +83,32 @@ class CorrectBias(Pass):
         for (name, _), channels in means.items():
             wanted.setdefault(name, []).append(channels)
         observe(model, context.data, wanted, workdir=context.workdir, store=context.store)
-        done: list[dict[str, Any]] = []
+        changes = {}
         for layer in found:
             seen = means[layer.input.name or "", layer.axis]
-            change = _shift(layer, seen, top, per_channel=self.per_channel) if seen.count else np.zeros(0)
-            if np.any(change) and layer.add_to_bias(model, change):
-                done.append({"node": layer.node.name, "largest": float(np.abs(change).max())})
-        return Effect(bool(done), {"corrected": len(done), "of": len(found), "layers": done})
+            change = _shift(layer, seen, top, per_channel=self.per_channel) if seen.count else np.zeros(1)
+            changes[layer.stored.name or ""] = change
+        return changes
+
+
+def correct(model: ir.Model, changes: Mapping[str, np.ndarray], left: Collection[str] = ()) -> dict[str, Any]:
+    """Add what `CorrectBias.measure` found to the biases, without those of the nodes `left`; the effect's details."""
+    done: list[dict[str, Any]] = []
+    for layer in list(layers(model)):
+        change = changes.get(layer.stored.name or "")
+        if change is None or layer.node.name in left or not np.any(change):
+            continue
+        if add_to_bias(model, layer, change):
+            done.append({"node": layer.node.name, "largest": float(np.abs(change).max())})
+    return {"corrected": len(done), "of": len(changes), "layers": done}
 
 
 def _shift(layer: Layer, seen: Channels, top: int, *, per_channel: bool) -> np.ndarray:
     """What the outputs lose on average when the weight is rounded: float64, (out,)."""
     matrix = layer.matrix()
-    peak = np.abs(matrix).max(axis=0)
+    peak = np.maximum(matrix.max(axis=0), -matrix.min(axis=0))
     scale = np.maximum((peak if per_channel else peak.max()) / np.float32(top), _TINY)
-    return layer.mean_output(seen.mean, matrix - np.rint(matrix / scale) * scale)
+    stored = matrix / scale
+    np.rint(stored, out=stored)
+    stored *= scale
+    return layer.mean_output(seen.mean, np.subtract(matrix, stored, out=stored))

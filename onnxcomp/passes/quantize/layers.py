@@ -4,99 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxcomp.passes.quantize.linear import Linear, linear
+from onnxcomp.passes.quantize.linear import Linear, Weighted, linear
 from onnxcomp.passes.quantize.names import initializer
+from onnxcomp.passes.quantize.stored import is_alone, is_weight, tensor_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """A node that multiplies with a stored weight.
+class Convolution(Weighted):
+    """A Conv with a stored kernel."""
 
-    Attributes:
-        node: MatMul, Gemm or Conv.
-        linear: how a MatMul or Gemm holds its matrix; None for Conv.
-        axis: of the channels in the input.
-    """
-
-    node: ir.Node
-    linear: Linear | None
-    axis: int
-
-    @property
-    def input(self) -> ir.Value:
-        """What is multiplied."""
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
-
-    @property
-    def shared(self) -> bool:
-        """Whether other nodes use the weight too."""
-        return len(self._stored.uses()) > 1 or self._stored.is_graph_output()
+    #: of the channels in the input
+    axis: ClassVar[int] = 1
 
     def matrix(self) -> np.ndarray:
-        """float32, (in, out); for Conv (channels of a group x positions of the kernel, out)."""
-        if self.linear:
-            return self.linear.matrix()
-        array: np.ndarray = self._tensor.numpy()
+        """float32, (channels of a group x positions of the kernel, out)."""
+        array: np.ndarray = tensor_of(self.stored).numpy()
         return array.reshape(len(array), -1).T
 
     def mean_output(self, mean: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        """What a matrix like this layer's makes of an input that is `mean`, (channels,), everywhere: (out,)."""
-        if self.linear:
-            product: np.ndarray = mean @ matrix
-            return product
-        groups = self._groups
+        """What a matrix like this makes of an input that is `mean`, (channels,), everywhere: (out,)."""
+        groups = int(self.node.attributes.get_int("group", 1) or 1)
         positions = groups * len(matrix) // len(mean)
         inputs = np.repeat(mean, positions).reshape(groups, -1)
         outputs: np.ndarray = np.einsum("gi,igo->go", inputs, matrix.reshape(len(matrix), groups, -1))
         return outputs.reshape(-1)
 
-    def add_to_bias(self, model: ir.Model, change: np.ndarray) -> bool:
-        """Add (out,) to the bias; False where there is none. A Conv gets one: it costs nothing."""
-        bias = self._bias()
-        if bias is None:
-            if self.linear or (len(self.node.inputs) > 2 and self.node.inputs[2] is not None):
-                return False
-            bias = self._new_bias(model, len(change))
-        held = bias.const_value
-        assert held is not None
-        bias.const_value = ir.Tensor((held.numpy() + change).astype(np.float32), name=bias.name)
-        return True
+    def bias(self) -> ir.Value | None:
+        """The stored bias, (out,), that is used nowhere else; None without one."""
+        return self.third if is_weight(self.third) and is_alone(self.third) else None
 
-    def _bias(self) -> ir.Value | None:
-        if self.linear:
-            found = self.linear.bias()
-            return None if found is None else found[0]
-        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        alone = value is not None and value.producer() is None and value.const_value is not None
-        return value if alone and value is not None and len(value.uses()) == 1 else None
 
-    def _new_bias(self, model: ir.Model, size: int) -> ir.Value:
-        value = initializer(model, f"{self._stored.name}_bias", ir.Tensor(np.zeros(size, np.float32)))
-        self.node.resize_inputs(3)
-        self.node.replace_input_with(2, value)
-        return value
-
-    @property
-    def _stored(self) -> ir.Value:
-        value = self.node.inputs[1]
-        assert value is not None
-        return value
-
-    @property
-    def _tensor(self) -> ir.TensorProtocol:
-        tensor = self._stored.const_value
-        assert tensor is not None
-        return tensor
-
-    @property
-    def _groups(self) -> int:
-        return int(self.node.attributes.get_int("group", 1) or 1)
+Layer: TypeAlias = Linear | Convolution
 
 
 def layers(model: ir.Model) -> Iterator[Layer]:
@@ -104,20 +47,25 @@ def layers(model: ir.Model) -> Iterator[Layer]:
     for node in model.graph:
         found = linear(node)
         if found is not None:
-            yield Layer(node, found, -1)
-        elif node.op_type == "Conv" and not node.domain and _is_stored(node.inputs[1]) and _varies(node.inputs[0]):
-            yield Layer(node, None, 1)
+            yield found
+        elif node.op_type == "Conv" and not node.domain and is_weight(node.inputs[1]) and _varies(node.inputs[0]):
+            yield Convolution(node)
+
+
+def add_to_bias(model: ir.Model, layer: Layer, change: np.ndarray) -> bool:
+    """Add (out,) to the bias; False where there is none. A Conv gets one: it costs nothing."""
+    bias = layer.bias()
+    if bias is None:
+        if layer.node.op_type != "Conv" or layer.third is not None:
+            return False
+        zeros = ir.Tensor(np.zeros(len(change), np.float32))
+        bias = initializer(model, f"{layer.stored.name}_bias", zeros)
+        layer.node.resize_inputs(3)
+        layer.node.replace_input_with(2, bias)
+    changed = (tensor_of(bias).numpy() + change).astype(np.float32)
+    bias.const_value = ir.Tensor(changed, name=bias.name)
+    return True
 
 
 def _varies(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is None
-
-
-def _is_stored(value: ir.Value | None) -> bool:
-    return (
-        value is not None
-        and value.producer() is None
-        and value.const_value is not None
-        and value.const_value.dtype == ir.DataType.FLOAT
-        and value.const_value.size > 0
-    )

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp.passes.quantize.names import initializer
+
 
 def merge(model: ir.Model, ties: Iterable[tuple[str, str]]) -> None:
     """Let lookups read the numbers of the product, which has one scale for each row of the table.
@@ -55,9 +57,7 @@ def _share(model: ir.Model, numbers: ir.Value, product: ir.Value, scale: ir.Valu
 def _scale_rows(model: ir.Model, gather: ir.Node, restore: ir.Node, scale: ir.Value) -> None:
     """Put the scales of the rows that were found in the place of those of the columns."""
     out = restore.outputs[0]
-    axis = ir.Tensor(np.array([-1]), name=f"{out.name}_axis")
-    last = ir.Value(name=axis.name, const_value=axis, shape=axis.shape, type=ir.TensorType(axis.dtype))
-    model.graph.register_initializer(last)
+    last = initializer(model, f"{out.name}_axis", ir.Tensor(np.array([-1])))
     scales = ir.node("Gather", [scale, gather.inputs[1]], name=f"{gather.name}_scales")
     column = ir.node("Unsqueeze", [scales.outputs[0], last], name=f"{gather.name}_Unsqueeze")
     cast = ir.node("Cast", gather.outputs, {"to": ir.DataType.FLOAT}, name=f"{gather.name}_Cast")
@@ -76,13 +76,11 @@ def _turn(model: ir.Model, product: ir.Value) -> ir.Value:
     tensor = product.const_value
     assert tensor is not None
     name = product.name or ""
-    rows = ir.Tensor(np.ascontiguousarray(tensor.numpy().T), name=f"{name}_rows")
-    stored = ir.Value(name=rows.name, const_value=rows, shape=rows.shape, type=ir.TensorType(rows.dtype))
+    stored = initializer(model, f"{name}_rows", ir.Tensor(np.ascontiguousarray(tensor.numpy().T)))
     turn = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{name}_Transpose")
     first = next(iter(model.graph))
     model.graph.insert_before(first, turn)
     product.replace_all_uses_with(turn.outputs[0])
     del model.graph.initializers[name]
-    model.graph.register_initializer(stored)
     turn.outputs[0].name = name
     return stored

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcomp.inspect import all_nodes
+from onnxcomp.passes.quantize.names import initializer
 
 #: activation -> names of what `activation_params` holds, in order; ORT's `GetFusedActivationAttr`
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
@@ -35,12 +36,12 @@ def unfuse(model: ir.Model) -> int:
         params = list(node.attributes.get_floats("activation_params", ()) or ())
         if activation and (activation not in _ACTIVATIONS or len(params) != len(_ACTIVATIONS[activation])):
             continue
-        _split(node, activation, params)
+        _split(model, node, activation, params)
         count += 1
     return count
 
 
-def _split(node: ir.Node, activation: str, params: list[float]) -> None:
+def _split(model: ir.Model, node: ir.Node, activation: str, params: list[float]) -> None:
     assert node.graph is not None
     summand = node.inputs[3] if len(node.inputs) > 3 else None
     kept = {key: value for key, value in node.attributes.items() if key not in _OWN}
@@ -48,7 +49,10 @@ def _split(node: ir.Node, activation: str, params: list[float]) -> None:
     if summand is not None:
         made.append(ir.node("Add", [made[-1].outputs[0], summand], name=f"{node.name}_Add"))
     if activation == "Clip":
-        ends = [_scalar(node, name, value) for name, value in zip(_ACTIVATIONS["Clip"], params, strict=True)]
+        ends = [
+            initializer(model, f"{node.name}_{name}", ir.Tensor(np.array(value, np.float32)))
+            for name, value in zip(_ACTIVATIONS["Clip"], params, strict=True)
+        ]
         made.append(ir.node("Clip", [made[-1].outputs[0], *ends], name=f"{node.name}_Clip"))
     elif activation:
         attributes = dict(zip(_ACTIVATIONS[activation], params, strict=True))
@@ -62,13 +66,3 @@ def _split(node: ir.Node, activation: str, params: list[float]) -> None:
     out.replace_all_uses_with(made[-1].outputs[0], replace_graph_outputs=True)
     node.graph.remove(node, safe=True)
     made[-1].outputs[0].name = out.name
-
-
-def _scalar(node: ir.Node, name: str, number: float) -> ir.Value:
-    assert node.graph is not None
-    tensor = ir.Tensor(np.array(number, np.float32), name=f"{node.name}_{name}")
-    value = ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    graph.register_initializer(value)
-    return value
