@@ -18,7 +18,8 @@ from onnxcomp import runtime, worker
 from onnxcomp.data import Batches
 from onnxcomp.errors import AccuracyGateError, GateError, InvalidModelError, UnsupportedError, UsageError
 from onnxcomp.passes.base import Context, Effect, Pass, drop_unused_initializers, option, transplant
-from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic, common
+from onnxcomp.passes.quantize import CorrectBias, QuantizeDynamic, QuantizeStatic, common
+from onnxcomp.passes.quantize.correct_bias import correct
 from onnxcomp.pipeline import Record, optimize_file
 from onnxcomp.sensitivity.judge import EvalData, Judge, Verdict, make_judge, to_json
 from onnxcomp.sensitivity.rank import SAMPLES, Ranking, rank_prepared
@@ -50,6 +51,9 @@ class QuantizeWithin(Pass):
     reference: Path | None = dataclasses.field(
         default=None, metadata={"doc": "the model whose metric counts; unset: what the pass is given"}
     )
+    biases: CorrectBias | None = dataclasses.field(
+        default=None, metadata={"doc": "corrects the biases of what a candidate quantizes, and no others"}
+    )
     samples: int = option(SAMPLES, "samples on which the damage of nodes is measured")
     tries: int = option(TRIES, "candidates that are made at most")
     batch_size: int = option(32, "samples per run where the model leaves it open")
@@ -57,7 +61,8 @@ class QuantizeWithin(Pass):
     def options(self) -> dict[str, Any]:
         """Those of the quantization, and the budget."""
         own = {"max_drop": self.max_drop, "metric": self.metric, "samples": self.samples, "tries": self.tries}
-        return {"step": self.step.name, **self.step.options(), **own}
+        biases = {} if self.biases is None else {"biases": self.biases.options()}
+        return {"step": self.step.name, **self.step.options(), **own, **biases}
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """Raises AccuracyGateError when no candidate fits, and what the quantization raises."""
@@ -67,7 +72,9 @@ class QuantizeWithin(Pass):
             judge = make_judge(reference, self.eval, self.metric, batch_size=self.batch_size, folder=Path(folder))
             prepared = model.clone()
             kept, fragile = common.prepare(prepared, context, self.step.exclude)
-            return _Run(self, prepared, (*kept, *fragile), judge, context=context, folder=Path(folder)).into(model)
+            changes = {} if self.biases is None else self.biases.measure(prepared, context)
+            run = _Run(self, prepared, (*kept, *fragile), judge, changes, context=context, folder=Path(folder))
+            return run.into(model)
 
 
 class _Run:
@@ -79,12 +86,14 @@ class _Run:
         prepared: ir.Model,
         kept: tuple[str, ...],
         judge: Judge,
+        changes: Mapping[str, np.ndarray],
         *,
         context: Context,
         folder: Path,
     ) -> None:
         self._options, self._prepared, self._kept = options, prepared, kept
         self._judge, self._context, self._folder = judge, context, folder
+        self._changes = changes
         self._ranking = Ranking((), 0)
         self._float: set[str] = set()
         self._best: tuple[Excluded, ir.Model, Effect, Context] | None = None
@@ -126,7 +135,11 @@ class _Run:
         candidate = self._prepared.clone()
         context = dataclasses.replace(self._context, notes=[])
         try:
+            # where a weight stays in float, the mean of the outputs is right as it is
+            corrected = correct(candidate, self._changes, {*self._kept, *excluded, *self._float})
             effect = step.apply(candidate, context)
+            if self._options.biases is not None:
+                effect = dataclasses.replace(effect, details={**effect.details, "biases": corrected})
             ir_passes.RemoveUnusedNodesPass()(candidate)
             drop_unused_initializers(candidate)
             path = models.write_to(candidate, self._folder, "candidate")
@@ -222,7 +235,7 @@ def quantize_within(
     Args:
         source: the float model; the drop is measured against it.
         output: written only when a candidate fits.
-        steps: passes, one of them QuantizeDynamic or QuantizeStatic.
+        steps: passes, one of them QuantizeDynamic or QuantizeStatic; CorrectBias before it becomes part of it.
         eval: samples that judge every candidate; with labels by `metric`, without by fidelity.
         max_drop: largest drop, in the metric's unit.
         metric: see `onnxcomp.evaluate`.
@@ -233,13 +246,17 @@ def quantize_within(
         **options: as `optimize_file` takes them.
 
     The record's quantization has an effect `search`: {metric, max_drop, drop, low, high, certain, excluded,
-    tried, ranking, ...}. Raises AccuracyGateError when nothing fits, UsageError without a quantization.
+    tried, ranking, ...}, and `biases` {corrected, of, layers} with CorrectBias. Raises AccuracyGateError when
+    nothing fits, UsageError without a quantization.
     """
     found = [step for step in steps if isinstance(step, (QuantizeDynamic, QuantizeStatic))]
     if len(found) != 1:
         raise UsageError("an accuracy budget needs one quantization", hint="quantize-dynamic or quantize-static")
+    # its biases are those of what is quantized in the end, which no step before can know
+    corrections = [step for step in steps[: steps.index(found[0])] if isinstance(step, CorrectBias)]
     within = QuantizeWithin(
         step=found[0],
+        biases=corrections[-1] if corrections else None,
         eval=eval,
         max_drop=max_drop,
         metric=metric,
@@ -248,5 +265,5 @@ def quantize_within(
         tries=tries,
         batch_size=batch_size,
     )
-    passes = [within if step is found[0] else step for step in steps]
+    passes = [within if step is found[0] else step for step in steps if step not in corrections]
     return optimize_file(source, output, passes, data=data, batch_size=batch_size, **options)

@@ -7,11 +7,12 @@ import graphs
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from onnxcomp import documents, runtime
 from onnxcomp.errors import AccuracyGateError, DataError, NoEffectError, UsageError
-from onnxcomp.passes import QuantizeDynamic, QuantizeStatic, Simplify
-from onnxcomp.pipeline import verify
+from onnxcomp.passes import CorrectBias, QuantizeDynamic, QuantizeStatic, Simplify
+from onnxcomp.pipeline import optimize_file, verify
 from onnxcomp.sensitivity import quantize_within
 
 
@@ -130,3 +131,40 @@ def test_noise_does_not_judge(model, tmp_path):
 def test_nothing_to_quantize_is_told_as_ever(model, tmp_path):
     with pytest.raises(NoEffectError, match="0 of 3 weights"):
         within(model, tmp_path, QuantizeDynamic(op_types=("LSTM",)))
+
+
+def with_biases(*ruined):
+    """The chain with a bias behind each matrix."""
+    proto = graphs.chain(*ruined)
+    for node in list(proto.graph.node):
+        if node.op_type == "MatMul":
+            name = node.name
+            add = helper.make_node("Add", [f"{name}.product", f"{name}.bias"], [node.output[0]], name=f"{name}.add")
+            node.output[0] = f"{name}.product"
+            proto.graph.node.insert(list(proto.graph.node).index(node) + 1, add)
+            proto.graph.initializer.append(builders.weight(f"{name}.bias", graphs.WIDTH))
+    return proto
+
+
+def biases(path):
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name.endswith(".bias")}
+
+
+@pytest.mark.parametrize("step", [QuantizeDynamic(), QuantizeStatic()], ids=lambda step: step.name)
+def test_biases_are_corrected_for_what_is_quantized_alone(step, tmp_path):
+    path = builders.save(with_biases("second"), tmp_path / "m.onnx")
+    options = {"data": {"x": graphs.rows()}, "allow_larger": True}
+    budget = {"eval": labelled(path), "max_drop": 0.06}
+    record = quantize_within(path, tmp_path / "o.onnx", [CorrectBias(), step], **budget, **options)
+    (done,) = record.passes
+    assert [n["node"] for n in done.effect["search"]["excluded"]] == ["second"]
+    assert [entry["node"] for entry in done.effect["biases"]["layers"]] == ["first", "third"]
+    assert (done.effect["biases"]["corrected"], done.effect["biases"]["of"]) == (2, 3)
+    before, after = biases(path), biases(tmp_path / "o.onnx")
+    np.testing.assert_array_equal(after["second.bias"], before["second.bias"])
+    optimize_file(path, tmp_path / "c.onnx", [CorrectBias()], **options)
+    corrected = biases(tmp_path / "c.onnx")
+    assert not np.array_equal(corrected["second.bias"], before["second.bias"])
+    for name in {"first.bias", "third.bias"} & set(after):  # static int8 stores them as integers
+        np.testing.assert_allclose(after[name], corrected[name], atol=1e-6)
+    assert documents.read(tmp_path / "o.onnx.record.json")["passes"][0]["options"]["biases"] == CorrectBias().options()
