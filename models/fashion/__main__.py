@@ -1,4 +1,4 @@
-"""Train the fashion net, or its student, and write weights and data for the command line."""
+"""Train the fashion net, a wide one or its student, and write weights and data for the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from onnxcomp_models.fashion.train import EPOCHS
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. The exit code."""
     parser = command.parser("fashion", __doc__ or "", epochs=EPOCHS)
-    parser.add_argument("--student", action="store_true", help="train the small net instead")
+    width = parser.add_mutually_exclusive_group()
+    width.add_argument("--wide", action="store_true", help="train the net of 1.6 million parameters instead")
+    width.add_argument("--student", action="store_true", help="train the small net instead")
     parser.add_argument("--download", action="store_true", help="fetch the files that FOLDER lacks")
     return command.run(parser.parse_args(arguments), _make)
 
@@ -22,7 +24,7 @@ def _make(options: argparse.Namespace) -> command.Made:
     if options.download:
         fashion.download(options.data, command.say)
     found = fashion.data(options.data)
-    builder = fashion.student if options.student else fashion.build
+    builder = fashion.student if options.student else fashion.wide if options.wide else fashion.build
     network = fashion.train(found, builder=builder, seed=options.seed, epochs=options.epochs, on_progress=command.say)
     right = fashion.accuracy(network, found.test_images, found.test_labels)
     count = len(found.test_labels)

@@ -146,10 +146,10 @@ def test_the_command_downloads_only_when_told(published, tmp_path, capsys):
     assert re.fullmatch(r"accuracy 0\.\d{4} \(\d of 8 test images, seed 0\)\n", capsys.readouterr().out)
 
 
-def test_the_command_trains_teacher_or_student(folder, tmp_path):
+def test_the_command_trains_the_net_of_each_width(folder, tmp_path):
     from safetensors.numpy import load_file
 
-    for option, builder in (([], fashion.build), (["--student"], fashion.student)):
+    for option, builder in (([], fashion.build), (["--wide"], fashion.wide), (["--student"], fashion.student)):
         arguments = ["--data", str(folder), "-o", str(tmp_path), "--epochs", "1", "--force", *option]
         assert command.main(arguments) == 0
         stored = load_file(tmp_path / "weights.safetensors")
@@ -164,10 +164,10 @@ def test_the_command_trains_teacher_or_student(folder, tmp_path):
 
 def test_the_student_is_a_quarter_at_most_and_fits_blocked_kernels():
     assert 4 * parameters(fashion.student()) <= parameters(fashion.build())
-    assert all(width % 16 == 0 for width in networks.WIDTHS + networks.STUDENT_WIDTHS)
+    assert all(width % 16 == 0 for width in networks.WIDTHS + networks.WIDE_WIDTHS + networks.STUDENT_WIDTHS)
 
 
-@pytest.mark.parametrize("builder", [fashion.build, fashion.student])
+@pytest.mark.parametrize("builder", [fashion.build, fashion.wide, fashion.student])
 def test_the_networks_take_any_batch(builder):
     network = builder()
     assert not network.training
@@ -223,7 +223,7 @@ def test_the_student_learns(real, one_thread):
 
 
 def test_the_card_states_what_is_so():
-    for network in (fashion.build(), fashion.student()):
+    for network in (fashion.build(), fashion.wide(), fashion.student()):
         assert f"{parameters(network):,}" in CARD
     assert f"{EPOCHS} epochs" in CARD
     rows = re.findall(r"^\| \w+ \| \d \| ([\d,]+) of 10,000 \| ([\d.]+) %", CARD, re.MULTILINE)
