@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcomp import model as models
-from onnxcomp import runtime, worker
 from onnxcomp.data import Batches
 from onnxcomp.errors import NoEffectError
-from onnxcomp.evaluate.fidelity import as_array
 from onnxcomp.passes.base import Context, temporary_context
-from onnxcomp.passes.quantize import QuantizeStatic, calibrate, common
-from onnxcomp.sensitivity.emulate import SWITCH, Rounding, emulate
-from onnxcomp.sensitivity.targets import Step, Target, op_types, per_channel, targets
+from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic, calibrate, common, policy, static
+from onnxcomp.passes.quantize.damage import Emulation
+from onnxcomp.passes.quantize.emulate import Rounding
+from onnxcomp.passes.quantize.targets import Target, dynamic_targets, static_targets
+
+Step = QuantizeDynamic | QuantizeStatic
 
 #: samples on which damage is measured
 SAMPLES = 64
@@ -105,86 +106,34 @@ def rank_prepared(
     model: ir.Model, step: Step, data: Batches, context: Context, kept: set[str], *, samples: int = SAMPLES
 ) -> Ranking:
     """`rank` for a model that `common.prepare` has prepared; `kept` are the nodes that stay in float."""
-    found = targets(model, step, kept)
+    ends: calibrate.Ranges = {}
+    types = _op_types(step)
+    if isinstance(step, QuantizeStatic):
+        idle = policy.float_nodes(model, types, kept) if step.op_types is None else []
+        found = static_targets(model, types, {*kept, *idle})
+    else:
+        found = dynamic_targets(model, types, kept)
     if not found:
         raise NoEffectError("the pass would quantize no node of this model", where=step.name)
-    ends: calibrate.Ranges = {}
     if isinstance(step, QuantizeStatic):
         # asked as the pass asks, so that a store answers both
-        ends = calibrate.measure(model, op_types(step), data, context, step.calibration)
-    reduce_range = common.resolve_reduce_range(step.reduce_range, context)
-    rounding = Rounding(per_channel(step), reduce_range, ends)
-    path = models.write_to(emulate(model, found, rounding), context.workdir, "emulated")
-    # the emulation is not to run as int8, nor its rounded weights to be kept beside the others
-    config = {"session.disable_quant_qdq": "1"}
-    config |= {"session.disable_prepacking": "1"} if runtime.is_large(path) else {}
-    settings = runtime.SessionSettings(
-        threads=0, optimization="basic", config=config, disabled_optimizers=("ConstantFolding",)
-    )
-    session = runtime.open_session(path, settings=settings)
+        ends = calibrate.measure(model, types, data, context, step.calibration)
+    rounding = Rounding(_per_channel(step), common.resolve_reduce_range(step.reduce_range, context), ends)
     chosen = data if data.samples <= samples else data.split(samples / data.samples)[0]
-    sums = [_Sums() for _ in found]
-    _measure(session, chosen, sums)
-    nodes = [Sensitivity(target, s.error, s.flipped) for target, s in zip(found, sums, strict=True)]
+    damages = Emulation(model, found, rounding, context).alone(chosen)
+    nodes = [Sensitivity(target, d.error, d.flipped) for target, d in zip(found, damages, strict=True)]
     return Ranking(tuple(sorted(nodes, key=lambda n: -n.error)), chosen.samples)
 
 
-def _measure(session: runtime.Session, data: Batches, sums: Sequence[_Sums]) -> None:
-    """Run each batch once in float and once for each target; only one batch's outputs are in memory."""
-    off = np.zeros(len(sums), bool)
-    total, done = data.samples, 0
-    for batch in data:
-        reference = session.run({**batch.feeds, SWITCH: off})
-        for number, entry in enumerate(sums):
-            worker.report("sensitivity of nodes", (done + batch.samples * number / len(sums)) / total)
-            on = off.copy()
-            on[number] = True
-            for name, array in session.run({**batch.feeds, SWITCH: on}).items():
-                entry.add(name, as_array(reference[name]), as_array(array), batch.samples)
-        done += batch.samples
+def _per_channel(step: Step) -> set[str]:
+    """The operator types whose weights get one scale per output channel."""
+    if not step.per_channel:
+        return {"Gather"}  # tables have a scale for each column in any case
+    types = set(_op_types(step))
+    # ConvInteger has one scale, whatever was asked for
+    return types if isinstance(step, QuantizeStatic) else types - {"Conv"}
 
 
-class _Sums:
-    """Signal and noise of each output over batches, and flipped classes of the first that holds scores."""
-
-    def __init__(self) -> None:
-        self._signal: dict[str, float] = {}
-        self._noise: dict[str, float] = {}
-        self._scores: str | None = None
-        self._flips = self._voted = 0
-
-    def add(self, name: str, reference: np.ndarray | None, candidate: np.ndarray | None, samples: int) -> None:
-        """One output of one batch."""
-        if reference is None or candidate is None or not reference.size:
-            return
-        r, c = reference.astype(np.float64), candidate.astype(np.float64)
-        if r.shape != c.shape:  # sizes that depend on the values: something else was found
-            noise = float(np.sum(r**2))
-        else:
-            with np.errstate(invalid="ignore"):
-                noise = float(np.sum(np.where(r == c, 0.0, r - c) ** 2))
-        self._signal[name] = self._signal.get(name, 0.0) + float(np.sum(np.where(np.isfinite(r), r, 0.0) ** 2))
-        self._noise[name] = self._noise.get(name, 0.0) + noise
-        scores = r.ndim == 2 and len(r) == samples and r.shape[1] > 1 and reference.dtype.kind == "f"
-        if scores and r.shape == c.shape and self._scores in (None, name):
-            self._scores = name
-            self._flips += int(np.sum(r.argmax(1) != c.argmax(1)))
-            self._voted += samples
-
-    @property
-    def error(self) -> float:
-        """The largest relative error of an output."""
-        return max(self._errors(), default=0.0)
-
-    @property
-    def flipped(self) -> float | None:
-        """Share of samples with another class."""
-        return self._flips / self._voted if self._voted else None
-
-    def _errors(self) -> Iterator[float]:
-        for name, noise in self._noise.items():
-            signal = self._signal[name]
-            if noise == 0:
-                yield 0.0
-            else:
-                yield math.sqrt(noise / signal) if math.isfinite(noise) and signal else math.inf
+def _op_types(step: Step) -> tuple[str, ...]:
+    """The operator types that the step takes, its default where the user gave none."""
+    return static.OP_TYPES if step.op_types is None else step.op_types

@@ -22,9 +22,8 @@ from onnxcomp.passes.quantize import CorrectBias, QuantizeDynamic, QuantizeStati
 from onnxcomp.passes.quantize.correct_bias import correct
 from onnxcomp.pipeline import Record, optimize_file
 from onnxcomp.sensitivity.judge import EvalData, Judge, Verdict, make_judge, to_json
-from onnxcomp.sensitivity.rank import SAMPLES, Ranking, rank_prepared
+from onnxcomp.sensitivity.rank import SAMPLES, Ranking, Step, rank_prepared
 from onnxcomp.sensitivity.search import Excluded, Found, Tried, drops_when_put_back, search
-from onnxcomp.sensitivity.targets import Step
 
 #: candidates that a search makes at most
 TRIES = 40
@@ -254,8 +253,11 @@ def quantize_within(
         raise UsageError("an accuracy budget needs one quantization", hint="quantize-dynamic or quantize-static")
     # its biases are those of what is quantized in the end, which no step before can know
     corrections = [step for step in steps[: steps.index(found[0])] if isinstance(step, CorrectBias)]
+    step = found[0]
+    if isinstance(step, QuantizeStatic):
+        step = dataclasses.replace(step, max_node_error=None)  # the search chooses the nodes
     within = QuantizeWithin(
-        step=found[0],
+        step=step,
         biases=corrections[-1] if corrections else None,
         eval=eval,
         max_drop=max_drop,

@@ -18,7 +18,7 @@ from onnxcomp.passes.quantize.peaks import Peaks
 FLOAT_OUTPUT = ("Gemm", "MatMul")
 
 #: they are quantized where what they take is, not for themselves
-_ABSORBED = {"Clip", "Relu"}
+ABSORBED = {"Clip", "Relu"}
 
 #: {tensor: (low, high)}
 Ranges = Mapping[str, ranges.Ends]
@@ -89,14 +89,14 @@ def _tensors(nodes: Sequence[ir.Node]) -> dict[str, bool]:
     """{tensor: whether it will be quantized}."""
     found: dict[str, bool] = {}
     for node in nodes:
-        takes = node.op_type not in _ABSORBED
+        takes = node.op_type not in ABSORBED
         gives = takes and node.op_type not in FLOAT_OUTPUT
         for value, quantized in [*((v, takes) for v in node.inputs), *((v, gives) for v in node.outputs)]:
             if value is not None and value.name and value.const_value is None and _may_be_float(value):
                 found[value.name] = found.get(value.name, False) or quantized
     for node in nodes:
         first, given = node.inputs[0], node.outputs[0].name
-        if node.op_type in _ABSORBED and first is not None and given in found:
+        if node.op_type in ABSORBED and first is not None and given in found:
             found[given] = found[given] or found.get(first.name or "", False)
     return found
 
@@ -106,7 +106,7 @@ def _followed(nodes: Sequence[ir.Node], tensors: Collection[str]) -> dict[str, s
     found: dict[str, str] = {}
     for node in reversed(nodes):
         first, given = node.inputs[0], node.outputs[0].name or ""
-        if node.op_type not in _ABSORBED or first is None or len(first.uses()) != 1:
+        if node.op_type not in ABSORBED or first is None or len(first.uses()) != 1:
             continue
         if first.name and {first.name, given} <= set(tensors):
             found[first.name] = found.get(given, given)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcomp.passes.quantize.ranges import Ends
-from onnxcomp.sensitivity.targets import Target, stored
+from onnxcomp.passes.quantize.targets import Target, stored
 
 #: the input that switches: bool, (targets,)
 SWITCH = "onnxcomp.switch"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
 from onnxcomp.inspect import MODULE, WEIGHT_INPUTS, infer_shapes
-from onnxcomp.passes.quantize import QuantizeDynamic, QuantizeStatic, policy, static
-
-Step = QuantizeDynamic | QuantizeStatic
 
 #: operators whose constants ORT's Q/DQ quantizer rounds like activations
 _ELEMENTWISE = {"Add", "Concat", "Mul", "Where"}
@@ -49,38 +46,30 @@ class Target:
     weight_bytes: int
 
 
-def targets(model: ir.Model, step: Step, kept: Collection[str]) -> list[Target]:
-    """What `step` would quantize of a prepared model, in the order of the graph.
+def static_targets(model: ir.Model, op_types: Collection[str], kept: Collection[str]) -> list[Target]:
+    """What `quantize-static` would round of a prepared model, in the order of the graph.
 
     Those in `kept` are left out, and those in local functions. Shapes and types are inferred on a copy.
     """
+    return _targets(model, op_types, kept, _static)
+
+
+def dynamic_targets(model: ir.Model, op_types: Collection[str], kept: Collection[str]) -> list[Target]:
+    """What `quantize-dynamic` would round, as `static_targets`."""
+    return _targets(model, op_types, kept, _dynamic)
+
+
+def _targets(
+    model: ir.Model, op_types: Collection[str], kept: Collection[str], make: Callable[[ir.Node, bool], Target]
+) -> list[Target]:
     typed = infer_shapes(model.clone())
-    types = op_types(step)
-    left = set(kept)
-    if isinstance(step, QuantizeStatic) and step.op_types is None:
-        left.update(policy.float_nodes(model, types, left))
     found = []
     for node in typed.graph.all_nodes():
-        if node.op_type in types and node.name and node.name not in left:
-            nested = node.graph is not typed.graph
-            target = _static(node, nested=nested) if isinstance(step, QuantizeStatic) else _dynamic(node, nested=nested)
+        if node.op_type in op_types and node.name and node.name not in kept:
+            target = make(node, node.graph is not typed.graph)
             if target.weights or target.inputs:
                 found.append(target)
     return found
-
-
-def op_types(step: Step) -> tuple[str, ...]:
-    """The operator types that the step takes, its default where the user gave none."""
-    return static.OP_TYPES if step.op_types is None else step.op_types
-
-
-def per_channel(step: Step) -> set[str]:
-    """The operator types whose weights get one scale per output channel."""
-    if not step.per_channel:
-        return {"Gather"}  # tables have a scale for each column in any case
-    types = set(op_types(step))
-    # ConvInteger has one scale, whatever was asked for
-    return types if isinstance(step, QuantizeStatic) else types - {"Conv"}
 
 
 def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -90,7 +79,7 @@ def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
     return value.const_value if value.const_value.dtype == ir.DataType.FLOAT else None
 
 
-def _static(node: ir.Node, *, nested: bool) -> Target:
+def _static(node: ir.Node, nested: bool) -> Target:
     held = [i for i, value in enumerate(node.inputs) if stored(value) is not None]
     computed = [i for i, value in enumerate(node.inputs) if _computed(value)]
     if node.op_type == "Gather":
@@ -105,7 +94,7 @@ def _static(node: ir.Node, *, nested: bool) -> Target:
     )
 
 
-def _dynamic(node: ir.Node, *, nested: bool) -> Target:
+def _dynamic(node: ir.Node, nested: bool) -> Target:
     """What is multiplied with a stored weight is rounded, nothing else."""
     target = _target(node, nested=nested)
     if not target.weights or node.op_type == "Gather":
