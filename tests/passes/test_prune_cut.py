@@ -151,3 +151,16 @@ def test_float16_has_its_own_tolerance(tmp_path):
     for tensor in proto.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
     assert equivalence.tolerance(load(builders.save(proto, tmp_path / "m.onnx"))) == 1e-2
+
+
+@pytest.mark.parametrize(("last", "probability"), [("Mul (s, s)", True), ("Add (s, tiny)", False)])
+def test_small_probabilities_are_compared_as_probabilities(last, probability, tmp_path):
+    """A Sigmoid of -14 is 1e-6, of which float32 kernels give no five digits; an error of 1 % there is none."""
+    text = f"(float[N,4] x) => (float[N,4] y) {{a = Add (x, b) s = Sigmoid (a) m = {last} y = Reshape (m, same)}}"
+    weights = {"same": np.array([-1, 4]), **({} if probability else {"tiny": np.float32(1e-12)})}
+    pair = []
+    for bias in (-14.0, -14.01):
+        proto = prune_graphs.build(text, {**weights, "b": np.full(4, bias)})
+        pair.append(load(builders.save(proto, tmp_path / "m.onnx")))
+    found = equivalence.difference(*pair, None, tmp_path)
+    assert found < 1e-6 if probability else found > 1e-3

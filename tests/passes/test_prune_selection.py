@@ -19,8 +19,8 @@ from onnxcomp.passes.prune.units import Group
 from onnxcomp.pipeline import optimize
 
 
-def group(units, channels):
-    return Group(np.arange(units), (), (), channels)
+def group(units, channels, width=1):
+    return Group(np.arange(units), (), (), channels, width)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,11 @@ def group(units, channels):
 def test_a_step_is_a_block_of_channels(features, channels, align, step, monkeypatch):
     monkeypatch.setattr(runtime, "cpu_features", lambda: features)
     assert alignment.step(group(64, channels), align) == step
+
+
+def test_a_head_is_as_many_channels_as_it_has_columns():
+    assert alignment.step(group(12, 0, width=32), 16) == 1
+    assert alignment.step(group(12, 0, width=8), 16) == 2
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,14 @@ def host_block() -> int:
 
 
 def step(group: Group, align: int | None) -> int:
-    """So many units are a block: counts of units that stay are its multiples.
+    """So many units are a block: counts of units that stay are its multiples. A head is many channels.
 
     `align`: channels of a block for every group; None: those of this host where a convolution sees the group.
     """
     if align is None and not group.channels:
         return 1
     block = host_block() if align is None else align
-    return block // math.gcd(block, max(group.channels, 1))
+    return block // math.gcd(block, group.channels or group.width)
 
 
 def rounded(wanted: float, units: int, block: int) -> int:

@@ -16,6 +16,7 @@ from onnxcomp.passes.prune.atoms import RefusedError
 from onnxcomp.passes.prune.rules_linear import input_at
 from onnxcomp.passes.prune.rules_moving import bounds
 from onnxcomp.passes.prune.shapes import SHAPE_INPUTS
+from onnxcomp.passes.prune.units import Group
 
 #: initializers of more bytes are sliced when they are written
 _LARGE = 1 << 22
@@ -39,6 +40,13 @@ class Kept:
         gone = np.zeros(int(analysis.labels.max(initial=-1)) + 1, bool)
         gone[units] = True
         return Kept(analysis, ~gone[analysis.labels])
+
+    def units(self, group: Group) -> np.ndarray:
+        """Whether each unit of a group stays: bool, (units,)."""
+        stays = np.zeros(len(self.analysis.group_of), bool)
+        stays[self.analysis.labels] = self.mask
+        found: np.ndarray = stays[group.units]
+        return found
 
     def indices(self, value: ir.Value, axis: int) -> np.ndarray | None:
         """The indices of an axis that stay: int64, ascending; None where all do."""

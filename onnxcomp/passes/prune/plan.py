@@ -25,13 +25,13 @@ class Cut:
     """One axis of one initializer.
 
     Attributes:
-        size: of the axis before the cut.
+        size: of the axis before the cut; None where the plan does not say.
         kept: the indices that stay, ascending.
     """
 
     initializer: str
     axis: int
-    size: int
+    size: int | None
     kept: tuple[int, ...]
 
 
@@ -122,15 +122,19 @@ def read(analysis: Analysis, plan: Plan, model: str) -> Kept:
     for cut in plan.cuts:
         value = analysis.model.graph.initializers.get(cut.initializer)
         rank = len(analysis.atoms.sizes.of(value) or ())
-        if value is None or cut.axis >= rank or analysis.atoms.dims(value)[cut.axis].factor != cut.size:
-            raise DataError("the model has no such axis", where=f"plan: {cut.initializer}, axis {cut.axis}")
-        away = np.ones(cut.size, bool)
+        where = f"plan: {cut.initializer}, axis {cut.axis}"
+        size = analysis.atoms.dims(value)[cut.axis].factor if value is not None and cut.axis < rank else 0
+        if value is None or not size or cut.size not in (None, size):
+            raise DataError("the model has no such axis", where=where)
+        if cut.kept[-1] >= size:
+            raise DataError(f"the indices must lie between 0 and {size - 1}", where=where)
+        away = np.ones(size, bool)
         away[list(cut.kept)] = False
         gone.append(analysis.axis_labels(value, cut.axis)[away])
     units = np.unique(np.concatenate(gone)) if gone else np.zeros(0, np.int64)
     known = np.concatenate([group.units for group in analysis.groups]) if analysis.groups else units[:0]
     kept = Kept.without(analysis, units)
-    said = {(cut.initializer, cut.axis): cut.kept for cut in plan.cuts if len(cut.kept) < cut.size}
+    said = {(cut.initializer, cut.axis): cut.kept for cut, away in zip(plan.cuts, gone, strict=True) if len(away)}
     found = {
         (name, axis): tuple(indices.tolist())
         for name, axes in kept.of_initializers().items()
@@ -183,12 +187,12 @@ def _cut(entry: Any, where: str) -> Cut:
     name, axis, size, kept = (entry.get(key) for key in ("initializer", "axis", "size", "kept"))
     if not isinstance(name, str):
         raise DataError("a cut names no initializer", where=f"{where}.initializer", hint=_HINT)
-    if type(axis) is not int or type(size) is not int or min(axis, size) < 0:
+    if type(axis) is not int or (size is not None and type(size) is not int) or axis < 0:
         raise DataError("axis and size are whole numbers", where=where, hint=_HINT)
     if not isinstance(kept, list) or not all(type(k) is int for k in kept):
         raise DataError("not a list of whole numbers", where=f"{where}.kept", hint=_HINT)
     if not kept:
         raise DataError("nothing of the axis would stay", where=f"{where}.kept")
-    if kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
-        raise DataError(f"the indices must ascend and lie between 0 and {size - 1}", where=f"{where}.kept")
+    if kept != sorted(set(kept)) or kept[0] < 0:
+        raise DataError("the indices must ascend from 0 on", where=f"{where}.kept")
     return Cut(name, axis, size, tuple(kept))

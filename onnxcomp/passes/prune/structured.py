@@ -184,14 +184,11 @@ def _cut_and_prove(kept: Kept, context: Context) -> float:
 
 def _described(group: Group, kept: Kept) -> dict[str, Any]:
     """A group for the record."""
-    analysis = kept.analysis
-    labels, first = np.unique(analysis.labels, return_index=True)
-    stays = kept.mask[first[np.searchsorted(labels, group.units)]]
     return {
         "nodes": list(dict.fromkeys(use.node.name or use.node.op_type for use in group.uses)),
         "initializers": list(dict.fromkeys(name for name, _ in group.members)),
         "units": len(group),
-        "kept": int(stays.sum()),
+        "kept": int(kept.units(group).sum()),
         "channels_per_unit": group.channels,
     }
 

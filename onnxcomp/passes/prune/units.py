@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -26,12 +26,14 @@ class Group:
         members: (initializer's name, axis) that the units touch.
         uses: the sums through which the units leave the model.
         channels: how many channels of a convolution one unit is; 0 where no convolution sees it.
+        width: how many indices of a stored axis one unit is, at most: of a head, its columns.
     """
 
     units: np.ndarray
     members: tuple[tuple[str, int], ...]
     uses: tuple[Use, ...]
     channels: int
+    width: int
 
     def __len__(self) -> int:
         return len(self.units)
@@ -49,7 +51,9 @@ def find_groups(model: ir.Model, atoms: Atoms, labels: np.ndarray, stays: np.nda
     leaving = [np.unique(labels[atoms.axis(use.activation, use.activation_axis).atoms]) for use in atoms.uses]
     group_of = _partition(touched, leaving, stays)
     member_of, use_of = _by_group(group_of, touched), _by_group(group_of, leaving)
-    channels = _channels(model, atoms, labels, group_of)
+    axes = [atoms.axis(model.graph.initializers[name], i) for name, i in members]
+    widths = _most([labels[axis.atoms] for axis in axes], group_of)
+    channels = _most(_convolved(model, atoms, labels), group_of)
     position = np.full(len(stays), atoms.count, np.int64)
     np.minimum.at(position, labels, np.arange(atoms.count))
     made = []
@@ -61,6 +65,7 @@ def find_groups(model: ir.Model, atoms: Atoms, labels: np.ndarray, stays: np.nda
                 tuple(members[m] for m in member_of[g]),
                 tuple(atoms.uses[u] for u in use_of[g]),
                 channels[g],
+                widths[g],
             )
         )
     made.sort(key=lambda group: int(position[group.units[0]]))
@@ -93,17 +98,21 @@ def _by_group(group_of: np.ndarray, sets: Sequence[np.ndarray]) -> list[list[int
     return found
 
 
-def _channels(model: ir.Model, atoms: Atoms, labels: np.ndarray, group_of: np.ndarray) -> list[int]:
-    """For each group, the most channels of a convolution that one unit is."""
-    found = [0] * (int(group_of.max(initial=-1)) + 1)
+def _convolved(model: ir.Model, atoms: Atoms, labels: np.ndarray) -> Iterator[np.ndarray]:
+    """The labels of the channels of every convolution, on both sides."""
     for node in model.graph:
-        if node.op_type not in CONVOLUTIONS or node.domain:
-            continue
-        for value in (node.inputs[0], node.outputs[0]):
-            if value is None or len(atoms.sizes.of(value) or ()) < 2:
-                continue
-            units, times = np.unique(labels[atoms.axis(value, 1).atoms], return_counts=True)
-            for g in np.unique(group_of[units]):
-                if g >= 0:
-                    found[g] = max(found[g], int(times[group_of[units] == g].max()))
+        if node.op_type in CONVOLUTIONS and not node.domain:
+            for value in (node.inputs[0], node.outputs[0]):
+                if value is not None and len(atoms.sizes.of(value) or ()) >= 2:
+                    yield labels[atoms.axis(value, 1).atoms]
+
+
+def _most(axes: Iterable[np.ndarray], group_of: np.ndarray) -> list[int]:
+    """For each group, the most indices that one unit has in one of the axes, given by their labels."""
+    found = [0] * (int(group_of.max(initial=-1)) + 1)
+    for labels in axes:
+        units, times = np.unique(labels, return_counts=True)
+        for g in np.unique(group_of[units]):
+            if g >= 0:
+                found[g] = max(found[g], int(times[group_of[units] == g].max()))
     return found

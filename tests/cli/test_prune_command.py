@@ -1,0 +1,85 @@
+"""`onnxcomp prune --structure channels`: plans, alignment, what cannot go together."""
+
+from __future__ import annotations
+
+import json
+
+import builders
+import numpy as np
+import pytest
+from test_cli import fails, ok, run
+
+from onnxcomp.model import load
+
+CHANNELS = ("--structure", "channels", "--no-measure")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("prune")
+    builders.save(builders.mlp(width=64), place / "mlp.onnx")
+    builders.save(builders.cnn(), place / "cnn.onnx")
+    builders.save(builders.relu(), place / "relu.onnx")
+    np.savez(place / "x.npz", x=builders.samples(40, 16))
+    return place
+
+
+def test_a_plan_is_written_and_applied(folder, tmp_path):
+    plan, out, again = tmp_path / "plan.json", tmp_path / "a.onnx", tmp_path / "b.onnx"
+    made = ok("prune", folder / "mlp.onnx", "-o", out, *CHANNELS, "--align", "auto", "--plan-out", plan)
+    effect = made["passes"][0]["effect"]
+    assert json.loads(plan.read_text()) == effect["plan"]
+    assert effect["groups"][0]["kept"] == 45
+    assert {"removed_parameters", "parameters", "equivalence_error", "refused", "plan"} <= set(effect)
+    ok("prune", folder / "mlp.onnx", "-o", again, *CHANNELS, "--plan", plan)
+    assert again.read_bytes() == out.read_bytes()
+    error = fails(3, "prune", folder / "cnn.onnx", "-o", tmp_path / "c.onnx", *CHANNELS, "--plan", plan)
+    assert effect["plan"]["model"] in error["message"]
+    assert not (tmp_path / "c.onnx").exists()
+
+
+def test_data_ranks_and_judges_and_the_speed_is_said(folder, tmp_path):
+    arguments = ("--structure", "channels", "--align", "16", "--data", folder / "x.npz")
+    made = ok("prune", folder / "mlp.onnx", "-o", tmp_path / "a.onnx", *arguments)
+    assert made["passes"][0]["effect"]["importance"] == "activation"
+    assert made["fidelity"] is not None
+    assert made["data"]["calibration"] == 32
+    assert made["speed"]["pairs"] >= 6
+    assert load(tmp_path / "a.onnx").graph.initializers["w1"].const_value.shape[0] == 48
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "text"),
+    [
+        (2, (*CHANNELS, "--align", "many"), "neither 'auto' nor a number"),
+        (2, (*CHANNELS, "--scope", "global"), "--scope is not an option of --structure channels"),
+        (2, ("--structure", "none", "--align", "8"), "--align is not an option of --structure none"),
+        (2, ("--structure", "none", "--limit", "0.5"), "--limit is not an option of --structure none"),
+        (8, (*CHANNELS, "--plan", "nowhere.json"), "no such file"),
+        (8, (*CHANNELS, "--plan-out", "no/where/p.json"), "folder does not exist"),
+    ],
+)
+def test_what_cannot_be(code, arguments, text, folder, tmp_path):
+    fails(code, "prune", folder / "mlp.onnx", "-o", tmp_path / "a.onnx", *arguments, text=text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_is_not_written_over(folder, tmp_path):
+    out = tmp_path / "a.onnx"
+    (tmp_path / "plan.json").write_text("mine")
+    fails(8, "prune", folder / "mlp.onnx", "-o", out, *CHANNELS, "--plan-out", tmp_path / "plan.json", text="exists")
+    fails(2, "prune", folder / "mlp.onnx", "-o", out, *CHANNELS, "--plan-out", out, text="cannot be one file")
+    arguments = ("--plan-out", folder / "mlp.onnx", "--force")
+    fails(2, "prune", folder / "mlp.onnx", "-o", out, *CHANNELS, *arguments, text="same file")
+    assert (tmp_path / "plan.json").read_text() == "mine"
+    assert not out.exists()
+
+
+def test_the_table_names_what_stays(folder, tmp_path):
+    done = run("prune", folder / "cnn.onnx", "-o", tmp_path / "a.onnx", *CHANNELS, "--align", "1")
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "of 16 units cut, ranked by l2" in shown
+    assert "left whole head: its channels stay: it reaches the output 'scores'" in shown
+    refused = fails(5, "prune", folder / "relu.onnx", "-o", tmp_path / "b.onnx", *CHANNELS)
+    assert "no unit can be removed" in refused["message"]
