@@ -83,6 +83,9 @@ def test_a_detector_that_ort_optimized(shared, tmp_path):
     source = shared / "models/osf_mnv3_detection_opt.onnx"
     record = optimize_file(source, tmp_path / "o.onnx", [QuantizeStatic()], data=arrays, batch_size=4)
     effect = record.passes[0].effect
-    assert (effect["quantized_weights"], effect["total_weights"]) == (70, 70)
+    assert effect["total_weights"] == 70
+    assert effect["quantized_weights"] + len(effect["skipped"]) == 70
+    assert all("max_node_error" in s["reason"] for s in effect["skipped"])
+    assert len(effect["skipped"]) <= 3
     assert record.size_ratio < 0.6
     assert min(out.cosine_mean for out in record.fidelity.outputs.values()) > 0.7
