@@ -44,8 +44,16 @@ def _quantized(found: Json) -> str:
         f"{found['quantized_weights']} of {found['total_weights']} weights in int{found.get('bits', 8)}, "
         f"{text.percent(share, 1)} of their bytes{reduced}"
     )
+    if "gptq" in found and found["gptq"]["of"]:
+        fitted, error = found["gptq"], found["gptq"]["output_error"]
+        line += (
+            f"; {fitted['weights']} of {fitted['of']} rounded with error feedback: "
+            f"error of their outputs {error['nearest']:.2g} -> {error['gptq']:.2g}"
+        )
     if "search" not in found:
         return line
+    if "biases" in found:
+        line += f"; {_corrected(found['biases'])} corrected"
     search = found["search"]
     drop = text.score(search["drop"], search["metric"])
     if search["low"] is not None and search["high"] is not None:
@@ -68,6 +76,10 @@ def _cut(found: Json) -> str:
         f"{text.percent(share, 1)} of the parameters gone, {text.percent(found['macs_ratio'], 1)} of the MACs left; "
         f"equal to the model with zeros there within {found['equivalence_error']:.1e}"
     )
+
+
+def _corrected(found: Json) -> str:
+    return f"{found['corrected']} of {found['of']} biases"
 
 
 def _smoothed(found: Json) -> str:
@@ -103,7 +115,7 @@ _BY_KEY: Mapping[str, Callable[[Json], str]] = {
     "removed_parameters": _pruned,
     "smoothed": _smoothed,
     "equalized": lambda found: f"{found['equalized']} of {found['pairs']} pairs of layers",
-    "corrected": lambda found: f"{found['corrected']} of {found['of']} biases",
+    "corrected": _corrected,
     "casts": _cast,
     "patterns": _fused,
     "nodes": _simplified,
