@@ -107,10 +107,12 @@ def test_record_with_proof_fidelity_and_no_gain(printed):
         ),
         (
             results.quantized(
-                bits=4, gptq={"weights": 2, "of": 3, "output_error": {"nearest": 0.00665, "gptq": 0.00113}}
+                bits=4, gptq={"weights": 2, "of": 3, "output_error": {"nearest": 0.0067, "gptq": 0.00113}}
             ),
-            "3 of 4 weights in int4, 90.0 % of their bytes; 2 of 3 rounded with error feedback: "
-            "error of their outputs 0.0067 -> 0.0011",
+            (
+                "3 of 4 weights in int4, 90.0 % of their bytes; 2 of 3 rounded with error feedback: "
+                "error of their outputs 0.0067 -> 0.0011"
+            ),
         ),
         (
             {
