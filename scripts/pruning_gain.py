@@ -4,8 +4,8 @@
 usage: .venv/bin/python scripts/pruning_gain.py [NAME ...] [--seconds 60]
 
 The models are MobileNetV2 (30 % of the channels go), ResNet-18 (half) and a six-layer encoder as wide as
-MiniLM-L6 (half of the neurons and heads), with random weights, exported by torch at opset 20; names choose
-among them. One thread, batch 1. Needs the extras 'cpu' and 'torch'.
+MiniLM-L6 (half of the neurons and heads), with random weights, exported by torch at opset 20, images at
+batch 1, texts with open axes; names choose among them. One thread. Needs the extras 'cpu' and 'torch'.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def mobilenet_v2(width: int = 32, size: int = 224) -> tuple[Any, ...]:
             inputs = outputs
     last = 1280 * width // 32
     head = [*layer(inputs, last), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, 1000)]
-    return nn.Sequential(*layers, *head), (torch.randn(2, 3, size, size),), {0: "batch"}
+    return nn.Sequential(*layers, *head), (torch.randn(1, 3, size, size),), {}
 
 
 def resnet_18(width: int = 64, size: int = 224) -> tuple[Any, ...]:
@@ -166,7 +166,7 @@ def resnet_18(width: int = 64, size: int = 224) -> tuple[Any, ...]:
         inputs = outputs if i == 0 else outputs // 2
         layers += [Block(inputs, outputs, 1 if i == 0 else 2), Block(outputs, outputs, 1)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width * 8, 1000)]
-    return nn.Sequential(*layers), (torch.randn(2, 3, size, size),), {0: "batch"}
+    return nn.Sequential(*layers), (torch.randn(1, 3, size, size),), {}
 
 
 def encoder(width: int = 384, layers: int = 6) -> tuple[Any, ...]:

@@ -137,6 +137,17 @@ CUT = {
         {"w1": (3, 10), "w2": (5, 5), "w3": (5, 5)},
         [5, 5], 18,
     ),
+    "split and joined": (
+        """(float[N,3] x) => (float[N,5] y) {
+            a = MatMul (x, w1)
+            l, r = Split <axis=1> (a, parts)
+            s = Relu (l)
+            j = Concat <axis=1> (s, r)
+            y = MatMul (j, w2)
+        }""",
+        {"w1": (3, 8), "parts": np.array([4, 4]), "w2": (8, 5)},
+        [4, 4], 17,
+    ),
     "slice": (
         """(float[N,3] x) => (float[N,5] y, float[N,5] z) {
             a = MatMul (x, w1)

@@ -117,6 +117,15 @@ def test_a_bad_plan_is_refused(change, text, model, made, tmp_path):
         apply(model, edited(made[1], change), tmp_path)
 
 
+def test_a_plan_must_leave_something_of_each_group(tmp_path):
+    """The first part of the Split would be empty, though something of each stored axis stays."""
+    model = load(builders.save(prune_graphs.cut_graph("split and joined"), tmp_path / "m.onnx"))
+    kept = [4, 5, 6, 7]
+    cuts = [{"initializer": "w1", "axis": 1, "kept": kept}, {"initializer": "w2", "axis": 0, "kept": kept}]
+    with pytest.raises(DataError, match="would vanish"):
+        apply(model, {"model": content_hash(model), "cuts": cuts}, tmp_path)
+
+
 def test_a_plan_that_is_no_json_or_no_file(model, tmp_path):
     with pytest.raises(DataError, match="not JSON"):
         apply(model, "{", tmp_path)

@@ -85,6 +85,13 @@ FROZEN = {
         ),
         "computes with its size",
     ),
+    "places of maxima": (
+        (
+            "(float[N,4,6,6] x) => (float[N,5,3,3] y, int64[N,8,3,3] k) {a = Conv (x, v1)"
+            " m, k = MaxPool <kernel_shape=[2,2], strides=[2,2]> (a) y = Conv (m, v2)}"
+        ),
+        "indices that count over channels",
+    ),
     "every other": (
         "(float[N,4] x) => (float[N,5] y) {a = MatMul (x, w1) s = Slice (a, i0, i8, i1, i2) y = MatMul (s, w4)}",
         "every other index",
@@ -95,7 +102,7 @@ FROZEN = {
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_stays_has_its_reason(name, tmp_path):
     text, reason = FROZEN[name]
-    weights = {"w1": (4, 8), "w2": (8, 5), "w3": (8,), "w4": (4, 5)}
+    weights = {"w1": (4, 8), "w2": (8, 5), "w3": (8,), "w4": (4, 5), "v1": (8, 4, 1, 1), "v2": (5, 8, 1, 1)}
     weights |= {f"i{i}": np.array([i]) for i in (0, 1, 2, 8)}
     used = {key: shape for key, shape in weights.items() if key in text}
     found = analysed(prune_graphs.build(text, used), tmp_path)
@@ -135,6 +142,22 @@ def test_recurrent_fused_and_local_operators_are_refused_by_name(tmp_path):
     assert not found.groups
     assert "recurrent" in stays(found, "cells")
     assert "ONNX Runtime's optimizer" in stays(found, "fused")
+
+
+def test_old_broadcasting_is_refused(tmp_path):
+    """Before opset 7 a bias of a convolution was added along `axis`."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="first", kernel_shape=[1, 1]),
+        helper.make_node("Add", ["a", "b"], ["s"], name="add", axis=1, broadcast=1),
+        helper.make_node("Conv", ["s", "w2"], ["y"], name="second", kernel_shape=[1, 1]),
+    ]
+    weights = [builders.weight("w1", 8, 3, 1, 1), builders.weight("b", 8), builders.weight("w2", 5, 8, 1, 1)]
+    proto = builders.model(
+        nodes, [builders.value("x", 1, 3, 8, 8)], [builders.value("y", 1, 5, 8, 8)], weights, opset=6
+    )
+    found = analysed(proto, tmp_path)
+    assert not found.groups
+    assert "other rules" in stays(found, "add")
 
 
 def test_excluded_nodes_stay(tmp_path):

@@ -143,6 +143,10 @@ class Atoms:
             self.count += self._axes[key].count
         return self._axes[key]
 
+    def axes(self) -> list[Axis]:
+        """Every axis that was looked at."""
+        return list(self._axes.values())
+
     def known_axes(self, value: ir.Value) -> list[Axis]:
         """Every axis, none where their number is not known."""
         dims = self.sizes.of(value) or ()

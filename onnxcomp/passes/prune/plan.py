@@ -134,6 +134,10 @@ def read(analysis: Analysis, plan: Plan, model: str) -> Kept:
     units = np.unique(np.concatenate(gone)) if gone else np.zeros(0, np.int64)
     known = np.concatenate([group.units for group in analysis.groups]) if analysis.groups else units[:0]
     kept = Kept.without(analysis, units)
+    for group in analysis.groups:
+        if not kept.units(group).any():
+            name, axis = group.members[0]
+            raise DataError("a group of units would vanish", where=f"plan: {name}, axis {axis}")
     said = {(cut.initializer, cut.axis): cut.kept for cut, away in zip(plan.cuts, gone, strict=True) if len(away)}
     found = {
         (name, axis): tuple(indices.tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,11 @@ def required(node: ir.Node, index: int) -> ir.Value:
     if value is None:
         raise RefusedError(f"{node.op_type} without its input {index}")
     return value
+
+
+def used(outputs: Iterable[ir.Value]) -> bool:
+    """Whether anything reads one of the outputs."""
+    return any(output.uses() or output.is_graph_output() for output in outputs)
 
 
 def rows(at: Atoms, value: ir.Value | None, axis: Axis) -> None:
@@ -126,7 +131,7 @@ def _sum(at: Atoms, node: ir.Node, left: tuple[ir.Value, int], right: tuple[ir.V
 
 def batch_norm(at: Atoms, node: ir.Node) -> None:
     """Every parameter has one element for each channel."""
-    if sum(bool(output.uses()) or output.is_graph_output() for output in node.outputs[1:]):
+    if used(node.outputs[1:]):
         raise RefusedError("it trains")
     x = required(node, 0)
     if at.rank(x) < 2:
@@ -170,11 +175,12 @@ def layer_norm(at: Atoms, node: ir.Node) -> None:
 
 def pool(at: Atoms, node: ir.Node) -> None:
     """Batch and channels pass."""
-    x = required(node, 0)
-    for output in node.outputs:
-        at.same(x, 0, output, 0)
-        at.same(x, 1, output, 1)
-        _spatial(at, x, output)
+    x, y = required(node, 0), node.outputs[0]
+    if used(node.outputs[1:]):
+        raise RefusedError("it gives indices that count over channels")
+    at.same(x, 0, y, 0)
+    at.same(x, 1, y, 1)
+    _spatial(at, x, y)
 
 
 RULES: Mapping[str, Callable[[Atoms, ir.Node], None]] = {

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxcomp.passes.fusions.size import ONE, integer, permutation
 from onnxcomp.passes.prune.atoms import Atoms, Axis, RefusedError
-from onnxcomp.passes.prune.rules_linear import input_at, required
+from onnxcomp.passes.prune.rules_linear import input_at, required, used
 
 _ELEMENTWISE = {
     *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot"),
@@ -37,8 +37,10 @@ _REDUCED = "it is summed or compared along: removing a part changes the result"
 def elementwise(at: Atoms, node: ir.Node) -> None:
     """Axes align from the right."""
     inputs = node.inputs[:1] if node.op_type in _FIRST_INPUT else node.inputs
+    if at.opset < 7 and len(inputs) > 1:
+        raise RefusedError("before opset 7 axes are aligned by other rules")
     for output in node.outputs:
-        if not output.uses() and not output.is_graph_output():
+        if not used([output]):
             continue  # the mask of a Dropout
         for value in inputs:
             if value is not None:

@@ -16,7 +16,7 @@ CONVOLUTIONS = {"Conv", "ConvTranspose"}
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Units that touch the same axes of the same initializers: cut by the same rule, and compared with each other.
+    """Units that touch the same axes of all the same values: cut by the same rule, and compared with each other.
 
     A unit is what must go together: a channel with all that reads and writes it, through residual
     connections too; a head; a position in each group of a convolution.
@@ -42,17 +42,15 @@ class Group:
 def find_groups(model: ir.Model, atoms: Atoms, labels: np.ndarray, stays: np.ndarray) -> tuple[Group, ...]:
     """The groups of two units and more, in the order of the model; arguments as `Atoms.components` gives them."""
     members: list[tuple[str, int]] = []
-    touched: list[np.ndarray] = []
     for name, value in model.graph.initializers.items():
         for i, axis in enumerate(atoms.known_axes(value)):
             if axis.count:
                 members.append((name, i))
-                touched.append(np.unique(labels[axis.atoms]))
     leaving = [np.unique(labels[atoms.axis(use.activation, use.activation_axis).atoms]) for use in atoms.uses]
-    group_of = _partition(touched, leaving, stays)
-    member_of, use_of = _by_group(group_of, touched), _by_group(group_of, leaving)
-    axes = [atoms.axis(model.graph.initializers[name], i) for name, i in members]
-    widths = _most([labels[axis.atoms] for axis in axes], group_of)
+    stored = [labels[atoms.axis(model.graph.initializers[name], i).atoms] for name, i in members]
+    group_of = _partition(atoms, labels, stays, np.concatenate([*stored, labels[:0]]), leaving)
+    member_of, use_of = _by_group(group_of, map(np.unique, stored)), _by_group(group_of, leaving)
+    widths = _most(stored, group_of)
     channels = _most(_convolved(model, atoms, labels), group_of)
     position = np.full(len(stays), atoms.count, np.int64)
     np.minimum.at(position, labels, np.arange(atoms.count))
@@ -72,23 +70,29 @@ def find_groups(model: ir.Model, atoms: Atoms, labels: np.ndarray, stays: np.nda
     return tuple(group for group in made if len(group) > 1)
 
 
-def _partition(touched: Sequence[np.ndarray], leaving: Sequence[np.ndarray], stays: np.ndarray) -> np.ndarray:
-    """For each label its group, or -1 where it stays, is not stored, or leaves through no sum: (labels,)."""
-    # a random number for each (initializer, axis): equal sums are equal sets
-    marks = np.random.default_rng(0).integers(0, 2**63, len(touched), dtype=np.uint64)
+def _partition(
+    atoms: Atoms, labels: np.ndarray, stays: np.ndarray, stored: np.ndarray, leaving: Sequence[np.ndarray]
+) -> np.ndarray:
+    """For each label its group, or -1 where it stays, is not stored, or leaves through no sum: (labels,).
+
+    The values inside count too: of both parts of a Split something must stay, whoever reads them.
+    """
+    axes = [axis for axis in atoms.axes() if axis.count]
+    # a random number for each axis: equal sums are equal sets
+    marks = np.random.default_rng(0).integers(0, 2**63, len(axes), dtype=np.uint64)
     signature = np.zeros(len(stays), np.uint64)
-    for mark, found in zip(marks, touched, strict=True):
-        signature[found] += mark
-    leaves = np.zeros(len(stays), bool)
-    for found in leaving:
-        leaves[found] = True
-    free = np.flatnonzero((stays < 0) & leaves & (signature != 0))
+    for mark, axis in zip(marks, axes, strict=True):
+        signature[np.unique(labels[axis.atoms])] += mark
+    chosen = np.zeros((2, len(stays)), bool)
+    chosen[0, stored] = True
+    chosen[1, np.concatenate([*leaving, labels[:0]])] = True
+    free = np.flatnonzero((stays < 0) & chosen.all(0))
     group_of = np.full(len(stays), -1)
     group_of[free] = np.unique(signature[free], return_inverse=True)[1]
     return group_of
 
 
-def _by_group(group_of: np.ndarray, sets: Sequence[np.ndarray]) -> list[list[int]]:
+def _by_group(group_of: np.ndarray, sets: Iterable[np.ndarray]) -> list[list[int]]:
     """For each group, which of the sets of labels hold one of its units."""
     found: list[list[int]] = [[] for _ in range(int(group_of.max(initial=-1)) + 1)]
     for i, each in enumerate(sets):
