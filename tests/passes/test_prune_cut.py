@@ -131,6 +131,18 @@ def test_a_wrong_cut_is_not_published(name, monkeypatch, tmp_path):
         optimize(model, [PruneStructured(sparsity=0.5, align=1)])
 
 
+@pytest.mark.parametrize(
+    ("op_type", "text"), [("Split", "does not run|cannot be checked"), ("Reshape", "does not run")]
+)
+def test_a_cut_that_does_not_run_is_not_published(op_type, text, monkeypatch, tmp_path):
+    """Sizes that are written in the graph and were not written anew."""
+    name = {"Split": "split in uneven parts", "Reshape": "heads beside the batch"}[op_type]
+    model = load(builders.save(prune_graphs.cut_graph(name), tmp_path / "m.onnx"))
+    monkeypatch.setattr(cutting, "_REWRITES", {k: v for k, v in cutting._REWRITES.items() if k != op_type})
+    with pytest.raises(GateError, match=text):
+        optimize(model, [PruneStructured(sparsity=0.5, align=1)])
+
+
 def test_without_inputs_that_run_there_is_no_proof(tmp_path):
     """One input must be longer than the other, which made-up ones never are."""
     text = "(float[A,6] x, float[B,6] z) => (float[C,6] y) {a = MatMul (x, w1) r = Relu (a) b = MatMul (r, w2)"

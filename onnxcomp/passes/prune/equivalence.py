@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxcomp import model as models
 from onnxcomp import runtime
 from onnxcomp.data import Batches
-from onnxcomp.errors import AccuracyGateError, DataError, GateError, UsageError
+from onnxcomp.errors import AccuracyGateError, DataError, GateError, InvalidModelError, UsageError
 from onnxcomp.inspect import constants
 from onnxcomp.passes.prune.cut import Kept
 
@@ -21,6 +21,8 @@ from onnxcomp.passes.prune.cut import Kept
 #: at zero, so kernels add in another order: what that changes is rounding of the type, which float16 does early
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 _TOLERANCE = 1e-5
+
+_REPORT = "nothing was written; please report the model, a cut must not do this"
 
 #: functions with values up to 1, computed to so many digits below 1: a probability of 1e-6 is known to a tenth
 _BOUNDED = {"HardSigmoid", "Sigmoid", "Softmax", "Tanh"}
@@ -81,11 +83,14 @@ def difference(reference: ir.Model, candidate: ir.Model, data: Batches | None, w
 
     Outputs of Sigmoid, Softmax and the like, and products of them, count as 1 where they are smaller.
     On real samples where there are some, else on seeded ones.
-    Raises GateError where no made-up input runs.
+    Raises GateError where no made-up input runs or a model does not load, AccuracyGateError where the candidate
+    alone does not run.
     """
     paths = [models.write_to(m, workdir, name) for m, name in ((reference, "masked"), (candidate, "cut"))]
     try:
         sessions = [runtime.open_session(path, settings=runtime.frugal(path)) for path in paths]
+    except InvalidModelError as error:
+        raise GateError(f"the cut model cannot be checked: {error.message}", hint=_REPORT) from error
     finally:
         for path in paths:
             path.unlink()
@@ -115,7 +120,7 @@ def prove(reference: ir.Model, candidate: ir.Model, data: Batches | None, workdi
         raise AccuracyGateError(
             f"the cut model differs by {found:.2g} of the largest output from the model with the removed weights "
             f"at zero; {allowed:g} is allowed",
-            hint="nothing was written; please report the model, a cut must not do this",
+            hint=_REPORT,
         )
     return found
 
@@ -124,7 +129,17 @@ def _worst(
     sessions: Sequence[runtime.Session], feeds: Sequence[Mapping[str, np.ndarray]], scales: Mapping[str, float]
 ) -> float:
     reference, candidate = sessions
-    return max(_relative(reference.run(feed), candidate.run(feed), scales) for feed in feeds)
+    worst = 0.0
+    for feed in feeds:
+        expected = reference.run(feed)
+        try:
+            found = candidate.run(feed)
+        except DataError as error:
+            raise AccuracyGateError(
+                f"the cut model does not run where the whole one does: {error.message}", hint=_REPORT
+            ) from error
+        worst = max(worst, _relative(expected, found, scales))
+    return worst
 
 
 def _bounded(value: ir.Value | None) -> bool:
