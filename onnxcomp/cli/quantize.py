@@ -19,7 +19,16 @@ _MODES: dict[str, type[Pass]] = {"dynamic": QuantizeDynamic, "static": QuantizeS
 _BEFORE: dict[str, type[Pass]] = {"equalize": Equalize, "smooth": Smooth, "correct_bias": CorrectBias}
 
 
-@click.command("quantize")
+_HELP = """Quantize MODEL to int8, or its weights alone to 4 or 8 bits.
+
+\b
+dynamic: int8 weights, activations while running; no data needed; transformers, MLPs, LSTMs.
+static:  int8 weights and activations with ranges from --data; CNNs.
+weights: 4 or 8 bits in blocks, rounded by --data where given; memory-bound models at batch 1.
+"""
+
+
+@click.command("quantize", help=_HELP)
 @verbs.pass_verb
 @click.option("--mode", type=click.Choice(tuple(_MODES)), required=True, help="See above; static needs --data.")
 @click.option("--equalize", is_flag=True, help="First even out channels between layers; for --per-tensor.")
@@ -33,13 +42,7 @@ _BEFORE: dict[str, type[Pass]] = {"equalize": Equalize, "smooth": Smooth, "corre
 @click.option("--measure/--no-measure", default=True, help="Time the result against MODEL, 2 s [default: on].")
 @pass_options(QuantizeDynamic, QuantizeStatic, QuantizeWeights)
 def command(shell: Shell, model: str, mode: str, **values: Any) -> None:
-    r"""Quantize MODEL to int8, or its weights alone to 4 or 8 bits.
-
-    \b
-    dynamic: int8 weights, activations while running; no data needed; transformers, MLPs, LSTMs.
-    static:  int8 weights and activations with ranges from --data; CNNs.
-    weights: 4 or 8 bits in blocks, rounded by --data where given; memory-bound models at batch 1.
-    """
+    """Quantize MODEL."""
     cls = _MODES[mode]
     before = [step for option, step in _BEFORE.items() if values[option]]
     _check(mode, values)
