@@ -43,7 +43,7 @@ LAYERS: dict[str, set[str]] = {
     "passes.cast": {"onnx_ir", "numpy", "onnx"},
     "passes.adapters": {"onnx_ir", "numpy", "onnx"},
     "passes.opset": {"onnx_ir", "onnxscript"},
-    "passes.prune": {"onnx_ir", "numpy", "scipy"},
+    "passes.prune": {"onnx_ir", "numpy", "scipy", "zstandard"},
     "passes.quantize": {"onnx_ir", "numpy", "onnxruntime"},
     "passes": set(),
     "speed": {"numpy"},

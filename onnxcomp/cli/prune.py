@@ -15,12 +15,14 @@ from onnxcomp.cli.shell import Shell
 from onnxcomp.errors import UsageError
 from onnxcomp.passes import Pass, PruneMagnitude, PruneStructured
 
-_STRUCTURES: dict[str, type[Pass]] = {"none": PruneMagnitude, "channels": PruneStructured}
+_STRUCTURES: dict[str, type[Pass]] = {"none": PruneMagnitude, "2:4": PruneMagnitude, "channels": PruneStructured}
 
 _HELP = """Prune the weights of MODEL.
 
 \b
 none:     single weights become zero; makes downloads smaller, nothing faster.
+2:4:      two of four neighbours become zero, for kernels that skip them; ONNX
+          Runtime has none, so this is download size too. Others: --pattern.
 channels: channels, neurons and heads are cut out; smaller and faster.
           What is gone was trained: look at the accuracy, and fine-tune.
           Give --data, and what matters least to real activations goes.
@@ -40,6 +42,10 @@ channels: channels, neurons and heads are cut out; smaller and faster.
 def command(shell: Shell, model: str, structure: str, **values: Any) -> None:
     """Prune the weights of MODEL."""
     cls = _STRUCTURES[structure]
+    if structure == "2:4":
+        if values["pattern"] is not None:
+            raise UsageError("--pattern is not an option of --structure 2:4", hint="give --structure none")
+        values["pattern"] = structure
     foreign = [option for option in ("align", "plan_out") if cls is PruneMagnitude and values[option] is not None]
     foreign += not_of(values, cls, tuple(_STRUCTURES.values()))
     if foreign:

@@ -55,6 +55,8 @@ def test_data_ranks_and_judges_and_the_speed_is_said(folder, tmp_path):
         (2, (*CHANNELS, "--scope", "global"), "--scope is not an option of --structure channels"),
         (2, ("--structure", "none", "--align", "8"), "--align is not an option of --structure none"),
         (2, ("--structure", "none", "--limit", "0.5"), "--limit is not an option of --structure none"),
+        (2, ("--structure", "2:4", "--pattern", "1:4"), "--pattern is not an option of --structure 2:4"),
+        (2, ("--structure", "2:4", "--sparsity", "0.5"), "pattern and sparsity do not go together"),
         (8, (*CHANNELS, "--plan", "nowhere.json"), "no such file"),
         (8, (*CHANNELS, "--plan-out", "no/where/p.json"), "folder does not exist"),
     ],
@@ -62,6 +64,15 @@ def test_data_ranks_and_judges_and_the_speed_is_said(folder, tmp_path):
 def test_what_cannot_be(code, arguments, text, folder, tmp_path):
     fails(code, "prune", folder / "mlp.onnx", "-o", tmp_path / "a.onnx", *arguments, text=text)
     assert not list(tmp_path.iterdir())
+
+
+def test_patterns(folder, tmp_path):
+    made = ok("prune", folder / "mlp.onnx", "-o", tmp_path / "a.onnx", "--structure", "2:4")
+    assert made["passes"][0]["options"]["pattern"] == "2:4"
+    assert made["passes"][0]["effect"]["sparsity"] == 0.5
+    assert made["passes"][0]["effect"]["label"] == "download size only"
+    made = ok("prune", folder / "mlp.onnx", "-o", tmp_path / "b.onnx", "--structure", "none", "--pattern", "1:8")
+    assert made["passes"][0]["effect"]["sparsity"] == 0.875
 
 
 def test_a_plan_is_not_written_over(folder, tmp_path):

@@ -3,96 +3,177 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp import worker
 from onnxcomp.errors import InvalidModelError, NoEffectError, UsageError
-from onnxcomp.inspect import Weight, weights
+from onnxcomp.inspect import Weight, all_nodes, stored_origin, weights
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
+from onnxcomp.passes.prune.download import LEVEL, Download
+from onnxcomp.passes.prune.patterns import Pattern
+from onnxcomp.passes.prune.smallest import smallest
+from onnxcomp.passes.prune.sums import Summed, uses
 
 _LABEL = "download size only: ORT runs zeros as fast as any number, and the .onnx file keeps its size"
+
+_SPARSITY = 0.5
+
+#: weights from here on are zeroed whenever they are read, so that saving streams
+_LAZY_FROM = 1 << 20
+
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruneMagnitude(Pass):
-    """Set the weights with the smallest absolute value to zero (Han et al. 2015).
+    """Set the weights with the smallest absolute value to zero (Han et al. 2015, arXiv:1506.02626).
 
     Weights are stored float tensors of rank 2 or more that Conv, MatMul, Gemm, Gather or recurrent
-    nodes use; biases and normalization stay. The file shrinks only once compressed.
+    nodes use; biases and normalization stay. The file shrinks only once compressed: `download_bytes` says
+    to what, by zstd.
+
+    Rules:
+        1. Exactly round(sparsity * n) of n weights are zero, over all of them or over each tensor; of equal
+           magnitudes the first go, by tensor and index. What is zero already counts.
+        2. `pattern` N:M instead of a share: in every M neighbours along the axis that is summed over (input
+           channels of Conv, rows of a matrix), the N largest stay. The last group may be smaller; N of it stay
+           too. Left whole, with the reason: tables that are only looked up, grouped ConvTranspose, weights that
+           nodes sum over along different axes.
+        3. float16 and bfloat16 are compared as what they hold, with all others.
     """
 
     name: ClassVar[str] = "prune-magnitude"
 
-    sparsity: float = option(0.5, "share of zeros among the weights, above 0 and below 1")
+    sparsity: float | None = option(None, "share of zeros among the weights, above 0 and below 1; unset: 0.5")
     scope: Literal["global", "per_tensor"] = option("global", "one threshold for all weights, or one each")
+    pattern: str | None = option(None, "N:M, at most N of M neighbours are not zero, instead of a sparsity")
     exclude: tuple[str, ...] = option((), "nodes, or torch modules, whose weights stay as they are")
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
-        """Raises UsageError (sparsity, unknown node), NoEffectError (no weights), InvalidModelError (NaN)."""
-        if not 0 < self.sparsity < 1:
-            raise UsageError(f"sparsity {self.sparsity} is not between 0 and 1", where="sparsity")
-        kept = {node for nodes in named(model, self.exclude).values() for node in nodes}
-        chosen = [w for w in weights(model) if self._takes(w, kept, context)]
+        """Raises UsageError (options, unknown node), NoEffectError (no weights), InvalidModelError (NaN)."""
+        pattern = self._check()
+        chosen = self._chosen(model, context)
+        if pattern is None:
+            changes = self._changes(chosen)
+        else:
+            changes = dict(_patterned(chosen, pattern, uses(model), context))
+            chosen = [w for w in chosen if w.value in changes]
         if not chosen:
             raise NoEffectError("the model has no float weights to prune", hint="see the notes, or 'onnxcomp inspect'")
-        thresholds = self._thresholds(chosen)
-        before = after = zeros_before = zeros = parameters = 0
-        for weight, threshold in zip(chosen, thresholds, strict=True):
+        before, after = Download(), Download()
+        raw = parameters = zeros_before = zeros = 0
+        for number, weight in enumerate(chosen):
+            worker.report("pruning weights", number / len(chosen))
             array = weight.tensor.numpy()
-            pruned = np.where(np.abs(array) > threshold, array, np.zeros((), array.dtype))
-            parameters += array.size
+            pruned = changes[weight.value](array)
+            raw, parameters = raw + array.nbytes, parameters + array.size
             zeros_before += array.size - int(np.count_nonzero(array))
-            zeros += pruned.size - int(np.count_nonzero(pruned))
-            before += len(zlib.compress(np.ascontiguousarray(array).tobytes(), 6))
-            after += len(zlib.compress(np.ascontiguousarray(pruned).tobytes(), 6))
-            _store(weight, pruned)
+            zeros += array.size - int(np.count_nonzero(pruned))
+            before.add(array)
+            after.add(pruned)
+            _store(weight, pruned, changes[weight.value])
         context.note(_LABEL)
+        packed = after.finish()
         details: dict[str, Any] = {
             "removed_parameters": zeros - zeros_before,
             "parameters": parameters,
             "sparsity": zeros / parameters,
             "weights": len(chosen),
-            "download_bytes": {"before": before, "after": after, "codec": "zlib, of the weights"},
+            "download_bytes": {"before": before.finish(), "after": packed, "codec": f"zstd -{LEVEL}, of the weights"},
+            "download_ratio": packed / raw,
             "label": "download size only",
         }
         return Effect(zeros > zeros_before, details)
 
-    def _takes(self, weight: Weight, kept: set[str], context: Context) -> bool:
-        node = weight.node.name or weight.node.op_type
-        if weight.node.name in kept:
-            context.note("excluded", node)
-        elif not weight.tensor.dtype.is_floating_point() or weight.tensor.dtype.bitwidth < 16:
-            context.note(f"weight of type {weight.tensor.dtype.name} is not pruned", node)
-        elif not np.all(np.isfinite(weight.tensor.numpy())):
-            raise InvalidModelError("a weight holds NaN or infinity", where=f"tensor {weight.value.name}")
-        else:
-            return True
-        return False
+    def _check(self) -> Pattern | None:
+        if self.pattern is None:
+            if self.sparsity is not None and not 0 < self.sparsity < 1:
+                raise UsageError(f"sparsity {self.sparsity} is not between 0 and 1", where="sparsity")
+            return None
+        if self.sparsity is not None:
+            raise UsageError("pattern and sparsity do not go together", where="sparsity")
+        if self.scope != "global":
+            raise UsageError("a pattern holds everywhere: it has no scope", where="scope")
+        return Pattern.parse(self.pattern)
 
-    def _thresholds(self, chosen: list[Weight]) -> list[float]:
-        """The largest magnitude that is still zeroed, per weight; equal magnitudes fall together."""
-        if self.scope == "per_tensor":
-            return [_quantile(np.abs(w.tensor.numpy()).ravel(), self.sparsity) for w in chosen]
-        # one float32 copy of all magnitudes: a quarter of what float64 would take
-        every = np.concatenate([np.abs(w.tensor.numpy()).ravel().astype(np.float32) for w in chosen])
-        return [_quantile(every, self.sparsity)] * len(chosen)
+    def _chosen(self, model: ir.Model, context: Context) -> list[Weight]:
+        kept = {node for nodes in named(model, self.exclude).values() for node in nodes}
+        origins = [stored_origin(v) for n in all_nodes(model) if n.name in kept for v in n.inputs]
+        whole = {origin[0] for origin in origins if origin is not None}
+        return [weight for weight in weights(model) if _takes(weight, whole, context)]
+
+    def _changes(self, chosen: list[Weight]) -> dict[ir.Value, Change]:
+        """What makes the exact share of zeros."""
+        share = _SPARSITY if self.sparsity is None else self.sparsity
+        scopes = [chosen] if self.scope == "global" else [[weight] for weight in chosen]
+        found: dict[ir.Value, Change] = {}
+        for number, scope in enumerate(scopes):
+
+            def looked(done: float, number: int = number) -> None:
+                worker.report("ranking weights", (number + done) / len(scopes))
+
+            count = round(share * sum(weight.tensor.size for weight in scope))
+            cuts = smallest([weight.tensor.numpy for weight in scope], count, looked)
+            found.update((weight.value, cut.zeroed) for weight, cut in zip(scope, cuts, strict=True))
+        return found
 
 
-def _quantile(magnitudes: np.ndarray, share: float) -> float:
-    rank = int(share * magnitudes.size)
-    if rank == 0:
-        return -1.0
-    return float(np.partition(magnitudes, rank - 1)[rank - 1])
-
-
-def _store(weight: Weight, array: np.ndarray) -> None:
-    tensor = ir.Tensor(array, name=weight.tensor.name, dtype=weight.tensor.dtype)
-    producer = weight.value.producer()
-    if producer is None:
-        weight.value.const_value = tensor
+def _takes(weight: Weight, whole: set[ir.Value], context: Context) -> bool:
+    node = weight.node.name or weight.node.op_type
+    if weight.value in whole:
+        context.note("excluded", node)
+    elif not weight.tensor.dtype.is_floating_point() or weight.tensor.dtype.bitwidth < 16:
+        context.note(f"weight of type {weight.tensor.dtype.name} is not pruned", node)
+    elif not np.all(np.isfinite(weight.tensor.numpy())):
+        raise InvalidModelError("a weight holds NaN or infinity", where=f"tensor {weight.value.name}")
     else:
+        return True
+    return False
+
+
+def _patterned(
+    chosen: list[Weight], pattern: Pattern, used: Mapping[ir.Value, list[Summed]], context: Context
+) -> Iterator[tuple[ir.Value, Change]]:
+    """(weight, what makes its groups), with a note for what stays whole."""
+    for weight in chosen:
+        node = weight.node.name or weight.node.op_type
+        axes = {use.axis for use in used[weight.value] if "Gather" not in use.node.op_type}
+        axis = next(iter(axes), None)
+        if axis is None or len(axes) > 1:
+            context.note(_WHY_WHOLE["several" if len(axes) > 1 else "none"], node)
+            continue
+        size = int(weight.tensor.shape.numpy()[axis])
+        if size <= pattern.kept:
+            context.note(f"sums over {size} elements: every group keeps {pattern.kept}", node)
+            continue
+        if rest := size % pattern.of:
+            context.note(
+                f"sums over {size} elements: the last group has {rest}, and keeps at most {pattern.kept}", node
+            )
+        yield weight.value, functools.partial(pattern.zeroed, axis=axis)
+
+
+_WHY_WHOLE = {
+    "none": "no axis of its weight is known to be summed over: no pattern for it",
+    "several": "its weight is summed over along different axes: no pattern for it",
+}
+
+
+def _store(weight: Weight, pruned: np.ndarray, change: Change) -> None:
+    old = weight.tensor
+
+    def make() -> ir.TensorProtocol:
+        return ir.Tensor(change(old.numpy()), name=old.name, dtype=old.dtype)
+
+    tensor: ir.TensorProtocol = ir.Tensor(pruned, name=old.name, dtype=old.dtype)
+    if old.nbytes >= _LAZY_FROM:
+        tensor = ir.LazyTensor(make, old.dtype, ir.Shape(old.shape.numpy()), name=old.name)
+    producer = weight.value.producer()
+    if producer is not None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
-        weight.value.const_value = tensor
+    weight.value.const_value = tensor
