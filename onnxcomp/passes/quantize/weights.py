@@ -51,7 +51,9 @@ class QuantizeWeights(Pass):
     wants_data: ClassVar[bool] = True
 
     bits: Literal[4, 8] = option(8, "bits of a weight")
-    block_size: Literal[16, 32, 64, 128, 256] = option(32, "weights that share a scale; more: smaller, faster, less accurate")
+    block_size: Literal[16, 32, 64, 128, 256] = option(
+        32, "weights that share a scale; more: smaller, faster, less accurate"
+    )
     symmetric: bool = option(False, "no zero points; a little smaller, with 4 bits less accurate")
     accuracy_level: Literal[0, 4] = option(
         4,
