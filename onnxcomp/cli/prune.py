@@ -13,9 +13,14 @@ from onnxcomp.cli import work
 from onnxcomp.cli.fields import given, not_of, pass_options
 from onnxcomp.cli.shell import Shell
 from onnxcomp.errors import UsageError
-from onnxcomp.passes import Pass, PruneMagnitude, PruneStructured
+from onnxcomp.passes import Pass, PruneBlocks, PruneMagnitude, PruneStructured
 
-_STRUCTURES: dict[str, type[Pass]] = {"none": PruneMagnitude, "2:4": PruneMagnitude, "channels": PruneStructured}
+_STRUCTURES: dict[str, type[Pass]] = {
+    "none": PruneMagnitude,
+    "2:4": PruneMagnitude,
+    "channels": PruneStructured,
+    "blocks": PruneBlocks,
+}
 
 _HELP = """Prune the weights of MODEL.
 
@@ -26,6 +31,8 @@ none:     single weights become zero; makes downloads smaller, nothing faster.
 channels: channels, neurons and heads are cut out; smaller and faster.
           What is gone was trained: look at the accuracy, and fine-tune.
           Give --data, and what matters least to real activations goes.
+blocks:   whole layers are taken out, those that the outputs on --data miss
+          least; smaller and faster. --blocks says how many.
 """
 
 
@@ -38,7 +45,7 @@ channels: channels, neurons and heads are cut out; smaller and faster.
 )
 @click.option("--plan-out", metavar="P.json", help="Write what stays, for --plan and for torch. (channels only)")
 @click.option("--measure/--no-measure", default=True, help="Time the result against MODEL, 2 s [default: on].")
-@pass_options(PruneMagnitude, PruneStructured, without=("sparsity", "align"))
+@pass_options(PruneMagnitude, PruneStructured, PruneBlocks, without=("sparsity", "align"))
 def command(shell: Shell, model: str, structure: str, **values: Any) -> None:
     """Prune the weights of MODEL."""
     cls = _STRUCTURES[structure]
@@ -46,7 +53,7 @@ def command(shell: Shell, model: str, structure: str, **values: Any) -> None:
         if values["pattern"] is not None:
             raise UsageError("--pattern is not an option of --structure 2:4", hint="give --structure none")
         values["pattern"] = structure
-    foreign = [option for option in ("align", "plan_out") if cls is PruneMagnitude and values[option] is not None]
+    foreign = [option for option in ("align", "plan_out") if cls is not PruneStructured and values[option] is not None]
     foreign += not_of(values, cls, tuple(_STRUCTURES.values()))
     if foreign:
         raise UsageError(f"--{foreign[0].replace('_', '-')} is not an option of --structure {structure}")
@@ -54,7 +61,7 @@ def command(shell: Shell, model: str, structure: str, **values: Any) -> None:
     plan_out = None if values["plan_out"] is None else Path(values["plan_out"])
     if plan_out is not None:
         _refuse(plan_out, model, values)
-    options = verbs.pipeline_options(shell, values) | {"measure": values["measure"] and cls is PruneStructured}
+    options = verbs.pipeline_options(shell, values) | {"measure": values["measure"] and cls is not PruneMagnitude}
     record = shell.work(work.passes, model, values["output"], [(cls.name, given(values, cls))], **options)
     if plan_out is not None:
         _write(plan_out, record["passes"][0]["effect"]["plan"], force=values["force"])

@@ -5,7 +5,7 @@ from onnxcomp.passes.batchnorm import FoldBatchNorm
 from onnxcomp.passes.cast import CastFloat
 from onnxcomp.passes.fuse import Fuse
 from onnxcomp.passes.opset import UpgradeOpset
-from onnxcomp.passes.prune import PruneMagnitude, PruneStructured
+from onnxcomp.passes.prune import PruneBlocks, PruneMagnitude, PruneStructured
 from onnxcomp.passes.quantize import (
     CorrectBias,
     Equalize,
@@ -19,6 +19,7 @@ from onnxcomp.passes.simplify import Simplify
 CATALOGUE: tuple[type[Pass], ...] = (
     UpgradeOpset,
     Simplify,
+    PruneBlocks,
     PruneStructured,
     FoldBatchNorm,
     Fuse,
@@ -43,6 +44,7 @@ __all__ = [
     "Fuse",
     "Note",
     "Pass",
+    "PruneBlocks",
     "PruneMagnitude",
     "PruneStructured",
     "QuantizeDynamic",

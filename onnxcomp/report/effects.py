@@ -82,6 +82,15 @@ def _corrected(found: Json) -> str:
     return f"{found['corrected']} of {found['of']} biases"
 
 
+def _shortened(found: Json) -> str:
+    share = found["removed_parameters"] / max(found["parameters"], 1)
+    gone = ", ".join(f"{b['module'] or b['to']} (error {b['error']:.2g})" for b in found["blocks"])
+    return (
+        f"taken out, of {len(found['ranking'])} blocks: {gone}; {text.percent(share, 1)} of the parameters gone, "
+        f"{text.percent(found['macs_ratio'], 1)} of the MACs left"
+    )
+
+
 def _smoothed(found: Json) -> str:
     own = found["multiplications"]
     return f"{found['smoothed']} of {found['of']} activations; {own} of them by a multiplication of their own"
@@ -112,6 +121,7 @@ def _simplified(found: Json) -> str:
 _BY_KEY: Mapping[str, Callable[[Json], str]] = {
     "quantized_weights": _quantized,
     "equivalence_error": _cut,
+    "blocks": _shortened,
     "removed_parameters": _pruned,
     "smoothed": _smoothed,
     "equalized": lambda found: f"{found['equalized']} of {found['pairs']} pairs of layers",

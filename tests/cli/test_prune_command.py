@@ -55,6 +55,10 @@ def test_data_ranks_and_judges_and_the_speed_is_said(folder, tmp_path):
         (2, (*CHANNELS, "--scope", "global"), "--scope is not an option of --structure channels"),
         (2, ("--structure", "none", "--align", "8"), "--align is not an option of --structure none"),
         (2, ("--structure", "none", "--limit", "0.5"), "--limit is not an option of --structure none"),
+        (2, ("--structure", "blocks", "--sparsity", "0.5"), "--sparsity is not an option of --structure blocks"),
+        (2, ("--structure", "blocks", "--plan-out", "p"), "--plan-out is not an option of --structure blocks"),
+        (2, (*CHANNELS, "--blocks", "1"), "--blocks is not an option of --structure channels"),
+        (3, ("--structure", "blocks"), "prune-blocks needs data"),
         (2, ("--structure", "2:4", "--pattern", "1:4"), "--pattern is not an option of --structure 2:4"),
         (2, ("--structure", "2:4", "--sparsity", "0.5"), "pattern and sparsity do not go together"),
         (8, (*CHANNELS, "--plan", "nowhere.json"), "no such file"),
@@ -73,6 +77,16 @@ def test_patterns(folder, tmp_path):
     assert made["passes"][0]["effect"]["label"] == "download size only"
     made = ok("prune", folder / "mlp.onnx", "-o", tmp_path / "b.onnx", "--structure", "none", "--pattern", "1:8")
     assert made["passes"][0]["effect"]["sparsity"] == 0.875
+
+
+def test_blocks(folder, tmp_path):
+    np.savez(tmp_path / "image.npz", image=builders.samples(20, 3, 8, 8))
+    arguments = ("--structure", "blocks", "--no-measure", "--data", tmp_path / "image.npz")
+    made = ok("prune", folder / "cnn.onnx", "-o", tmp_path / "a.onnx", *arguments, "--blocks", "1")
+    assert [block["nodes"] for block in made["passes"][0]["effect"]["blocks"]] == [["conv2"]]
+    assert made["data"]["calibration"] == 16
+    assert made["fidelity"] is not None
+    fails(5, "prune", tmp_path / "a.onnx", "-o", tmp_path / "b.onnx", *arguments, text="no block can be removed")
 
 
 def test_a_plan_is_not_written_over(folder, tmp_path):
