@@ -17,14 +17,16 @@ def batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean
     As torch's BatchNorm, whatever the graph's own `training_mode` says. Statistics that the graph
     computes are used as they are, and never moved.
     """
-    train = call.run.training and isinstance(mean, nn.Parameter)
-    share = 1 - call.get("momentum", 0.9)
-    # opset 7 and 8 may ask for statistics of each position; they come with all axes but the batch's
-    if mean.ndim > 1:
-        epsilon: float = call.get("epsilon", 1e-5)
-        normal = (x - mean) / (variance + epsilon).sqrt()
-        return normal * scale + bias
-    return functional.batch_norm(x, mean, variance, scale, bias, train, share, call.get("epsilon", 1e-5))
+    epsilon: float = call.get("epsilon", 1e-5)
+    if call.run.training and isinstance(mean, nn.Parameter):
+        share = 1 - call.get("momentum", 0.9)
+        return functional.batch_norm(x, mean.detach(), variance.detach(), scale, bias, True, share, epsilon)
+    if mean.ndim == 1 and not mean.requires_grad and not variance.requires_grad:
+        return functional.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
+    # torch's own gives statistics no gradient; opset 7 and 8 may have them, and the rest, for each position
+    places = mean.shape if mean.ndim > 1 else (-1, *[1] * (x.ndim - 2))
+    mean, variance, scale, bias = (t.reshape(places) for t in (mean, variance, scale, bias))
+    return (x - mean) / (variance + epsilon).sqrt() * scale + bias
 
 
 def instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
