@@ -63,7 +63,7 @@ def masked(kept: Kept) -> ir.Model:
         ones = np.zeros(shape[use.weight_axis], np.float32)
         ones[left] = 1
         name = f"onnxcomp_mask_{number}"
-        dtype = _dtype(use.weight)
+        dtype = stored_type(use.weight)
         mask = ir.Value(
             name=name,
             const_value=ir.Tensor(ones.reshape(shape).astype(dtype.numpy()), name=name, dtype=dtype),
@@ -181,7 +181,8 @@ def _relative(
     return worst
 
 
-def _dtype(weight: ir.Value) -> ir.DataType:
+def stored_type(weight: ir.Value) -> ir.DataType:
+    """The type of a stored weight as the node reads it."""
     while weight.const_value is None:
         node = weight.producer()
         source = None if node is None or not node.inputs else node.inputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ from onnxcomp.passes.fusions.size import integer
 from onnxcomp.passes.prune.alignment import rounded
 from onnxcomp.passes.prune.analysis import Analysis
 from onnxcomp.passes.prune.units import CONVOLUTIONS
+
+#: strides in which `cheapest` walks through a group
+_MOVES = 32
 
 _MULTIPLYING = CONVOLUTIONS | {"Gemm", "MatMul"}
 
@@ -70,6 +74,53 @@ def ranked(
         else:
             low = middle + 1
     return stay(low)
+
+
+def evenly(units: Sequence[int], steps: Sequence[int], limit: float, reached: Callable[[list[int]], bool]) -> list[int]:
+    """`uniform` with the smallest share, in thousandths, for which `reached` is true; else with the limit."""
+    shares = [i / 1000 for i in range(1, 1000) if i / 1000 < limit] + [limit]
+    first = bisect.bisect_left(shares, True, key=lambda share: reached(uniform(units, steps, limit, share)))
+    return uniform(units, steps, limit, shares[min(first, len(shares) - 1)])
+
+
+def cheapest(
+    losses: Sequence[Callable[[int], float]],
+    units: Sequence[int],
+    steps: Sequence[int],
+    limit: float,
+    *,
+    terms: Sequence[Term],
+    target: float,
+) -> list[int]:
+    """How many units stay in each group when `target` of the cost of the terms is left.
+
+    Greedily, what does least damage for what it saves: `losses` give the damage of cutting so many units of a
+    group, and damages add up. Where the target cannot be reached, all that may go is gone.
+    """
+    stay, left = list(units), 1.0
+    fewest = [_floored(0, n, block, limit) for n, block in zip(units, steps, strict=True)]
+    strides = [max(n // _MOVES // block, 1) * block for n, block in zip(units, steps, strict=True)]
+
+    def moved(group: int, count: int) -> tuple[list[int], float]:
+        trial = [*stay[:group], count, *stay[group + 1 :]]
+        return trial, ratio(terms, units, trial)
+
+    last = 0
+    while left > target:
+        best: tuple[float, int, int] | None = None
+        for g, (n, now) in enumerate(zip(units, stay, strict=True)):
+            fewer = max((now - 1) // strides[g] * strides[g], fewest[g])
+            if fewer < now and (saved := left - moved(g, fewer)[1]) > 0:
+                price = (losses[g](n - fewer) - losses[g](n - now)) / saved
+                if best is None or price < best[0]:
+                    best = price, g, fewer
+        if best is None:
+            break
+        last = best[1]
+        stay, left = moved(last, best[2])
+    while stay[last] + steps[last] <= units[last] and moved(last, stay[last] + steps[last])[1] <= target:
+        stay[last] += steps[last]
+    return stay
 
 
 def _floored(wanted: float, units: int, block: int, limit: float) -> int:
