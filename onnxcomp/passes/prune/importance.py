@@ -22,7 +22,7 @@ class Squares:
     """The mean square of each channel, a `Statistic` of `onnxcomp.activations`.
 
     Args:
-        axis: of the channels.
+        axis: of the channels; below 0 from the end.
 
     Attributes:
         total: float64, (channels,); empty before the first batch.
@@ -43,10 +43,11 @@ class Squares:
         """Add a batch of one or more axes; the channels must be as many as in the first."""
         if array.size == 0:
             return
-        others = tuple(i for i in range(array.ndim) if i != self.axis)
+        axis = self.axis % array.ndim
+        others = tuple(i for i in range(array.ndim) if i != axis)
         total = np.square(array, dtype=np.float64).sum(others)
         self.total = total if not self.count else self.total + total
-        self.count += array.size // array.shape[self.axis]
+        self.count += array.size // array.shape[axis]
 
     @property
     def mean(self) -> np.ndarray:

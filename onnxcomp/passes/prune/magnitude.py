@@ -16,6 +16,7 @@ from onnxcomp.inspect import Weight, all_nodes, stored_origin, weights
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
 from onnxcomp.passes.prune.download import LEVEL, Download
 from onnxcomp.passes.prune.patterns import Pattern
+from onnxcomp.passes.prune.scored import scored
 from onnxcomp.passes.prune.smallest import smallest
 from onnxcomp.passes.prune.sums import Summed, uses
 
@@ -45,6 +46,10 @@ class PruneMagnitude(Pass):
            too. Left whole, with the reason: tables that are only looked up, grouped ConvTranspose, weights that
            nodes sum over along different axes.
         3. float16 and bfloat16 are compared as what they hold, with all others.
+        4. `score` activation, with data: |w| times the root mean square of what it is multiplied with, compared
+           within each output (Wanda, Sun et al. 2023, arXiv:2306.11695). Only weights of MatMul, Gemm and Conv
+           without groups; the others stay whole. On a sentence encoder better by far at half the weights
+           (cosine 0.86 instead of 0.76 to the whole model's); beyond 70 % on a small classifier it was worse.
     """
 
     name: ClassVar[str] = "prune-magnitude"
@@ -52,31 +57,31 @@ class PruneMagnitude(Pass):
     sparsity: float | None = option(None, "share of zeros among the weights, above 0 and below 1; unset: 0.5")
     scope: Literal["global", "per_tensor"] = option("global", "one threshold for all weights, or one each")
     pattern: str | None = option(None, "N:M, at most N of M neighbours are not zero, instead of a sparsity")
+    score: Literal["magnitude", "activation"] = option(
+        "magnitude", "what ranks weights: their size, or that times the size of what they meet in the data"
+    )
     exclude: tuple[str, ...] = option((), "nodes, or torch modules, whose weights stay as they are")
+
+    @property
+    def wants_data(self) -> bool:  # type: ignore[override]  # all of it judges where none ranks
+        """Whether samples calibrate."""
+        return self.score == "activation"
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """Raises UsageError (options, unknown node), NoEffectError (no weights), InvalidModelError (NaN)."""
-        pattern = self._check()
+        pattern = self._check(context)
         chosen = self._chosen(model, context)
-        if pattern is None:
-            changes = self._changes(chosen)
-        else:
-            changes = dict(_patterned(chosen, pattern, uses(model), context))
-            chosen = [w for w in chosen if w.value in changes]
+        changes = self._changes(model, chosen, pattern, context)
+        chosen = [w for w in chosen if w.value in changes]
         if not chosen:
             raise NoEffectError("the model has no float weights to prune", hint="see the notes, or 'onnxcomp inspect'")
         before, after = Download(), Download()
-        raw = parameters = zeros_before = zeros = 0
+        zeros_before = zeros = 0
         for number, weight in enumerate(chosen):
             worker.report("pruning weights", number / len(chosen))
-            array = weight.tensor.numpy()
-            pruned = changes[weight.value](array)
-            raw, parameters = raw + array.nbytes, parameters + array.size
-            zeros_before += array.size - int(np.count_nonzero(array))
-            zeros += array.size - int(np.count_nonzero(pruned))
-            before.add(array)
-            after.add(pruned)
-            _store(weight, pruned, changes[weight.value])
+            counts = _zero(weight, changes[weight.value], before, after)
+            zeros_before, zeros = zeros_before + counts[0], zeros + counts[1]
+        parameters, raw = sum(w.tensor.size for w in chosen), sum(w.tensor.nbytes for w in chosen)
         context.note(_LABEL)
         packed = after.finish()
         details: dict[str, Any] = {
@@ -90,7 +95,12 @@ class PruneMagnitude(Pass):
         }
         return Effect(zeros > zeros_before, details)
 
-    def _check(self) -> Pattern | None:
+    def _check(self, context: Context) -> Pattern | None:
+        if self.score == "activation":
+            if context.data is None:
+                raise UsageError("score 'activation' needs data", where="score", hint="give --data")
+            if self.scope != "global":
+                raise UsageError("scores compare the weights of one output: they have no scope", where="scope")
         if self.pattern is None:
             if self.sparsity is not None and not 0 < self.sparsity < 1:
                 raise UsageError(f"sparsity {self.sparsity} is not between 0 and 1", where="sparsity")
@@ -107,9 +117,28 @@ class PruneMagnitude(Pass):
         whole = {origin[0] for origin in origins if origin is not None}
         return [weight for weight in weights(model) if _takes(weight, whole, context)]
 
-    def _changes(self, chosen: list[Weight]) -> dict[ir.Value, Change]:
-        """What makes the exact share of zeros."""
-        share = _SPARSITY if self.sparsity is None else self.sparsity
+    def _changes(
+        self, model: ir.Model, chosen: list[Weight], pattern: Pattern | None, context: Context
+    ) -> dict[ir.Value, Change]:
+        """What zeroes each weight; those that stay whole are left out."""
+        if pattern is None and self.score == "magnitude":
+            return self._by_threshold(chosen)
+        used = uses(model)
+        if self.score == "magnitude":
+            assert pattern is not None
+            return dict(_patterned(chosen, pattern, used, context))
+        scores = scored(model, chosen, used, context)
+        if pattern is None:
+            return {value: functools.partial(score.by_share, share=self._share) for value, score in scores.items()}
+        axes = dict(_patterned([w for w in chosen if w.value in scores], pattern, used, context))
+        return {value: functools.partial(scores[value].by_pattern, pattern=pattern) for value in axes}
+
+    @property
+    def _share(self) -> float:
+        return _SPARSITY if self.sparsity is None else self.sparsity
+
+    def _by_threshold(self, chosen: list[Weight]) -> dict[ir.Value, Change]:
+        """Exactly the share of zeros, over all weights or each."""
         scopes = [chosen] if self.scope == "global" else [[weight] for weight in chosen]
         found: dict[ir.Value, Change] = {}
         for number, scope in enumerate(scopes):
@@ -117,7 +146,7 @@ class PruneMagnitude(Pass):
             def looked(done: float, number: int = number) -> None:
                 worker.report("ranking weights", (number + done) / len(scopes))
 
-            count = round(share * sum(weight.tensor.size for weight in scope))
+            count = round(self._share * sum(weight.tensor.size for weight in scope))
             cuts = smallest([weight.tensor.numpy for weight in scope], count, looked)
             found.update((weight.value, cut.zeroed) for weight, cut in zip(scope, cuts, strict=True))
         return found
@@ -164,8 +193,12 @@ _WHY_WHOLE = {
 }
 
 
-def _store(weight: Weight, pruned: np.ndarray, change: Change) -> None:
-    old = weight.tensor
+def _zero(weight: Weight, change: Change, before: Download, after: Download) -> tuple[int, int]:
+    """Zero a weight of the model; (zeros before, zeros after)."""
+    old, array = weight.tensor, weight.tensor.numpy()
+    pruned = change(array)
+    before.add(array)
+    after.add(pruned)
 
     def make() -> ir.TensorProtocol:
         return ir.Tensor(change(old.numpy()), name=old.name, dtype=old.dtype)
@@ -177,3 +210,4 @@ def _store(weight: Weight, pruned: np.ndarray, change: Change) -> None:
     if producer is not None:
         producer.attributes["value"] = ir.AttrTensor("value", tensor)
     weight.value.const_value = tensor
+    return array.size - int(np.count_nonzero(array)), array.size - int(np.count_nonzero(pruned))

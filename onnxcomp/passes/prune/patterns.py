@@ -34,10 +34,11 @@ class Pattern:
         """Elements of the last group of an axis, which is smaller than the others; 0 where there is none."""
         return size % self.of
 
-    def zeroed(self, array: np.ndarray, axis: int) -> np.ndarray:
+    def zeroed(self, array: np.ndarray, axis: int, scale: np.ndarray | None = None) -> np.ndarray:
         """A copy in which the smallest of each group are zero, of equal ones the first: same shape and dtype.
 
-        The last group may be smaller: at most `kept` of it stay too, as if zeros stood behind it.
+        The last group may be smaller: at most `kept` of it stay too, as if zeros stood behind it. Elements are
+        compared as multiplied by `scale`, of the size of the axis and not negative.
         """
         out = np.array(array, order="C")
         rows = np.moveaxis(out, axis, -1)
@@ -47,16 +48,21 @@ class Pattern:
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             groups = part[..., :whole].reshape(*part.shape[:-1], -1, self.of)
-            part[..., :whole] = self._first_zero(groups).reshape(*part.shape[:-1], whole)
-            part[..., whole:] = self._first_zero(part[..., whole:])
+            first, last = (None, None) if scale is None else (scale[:whole].reshape(-1, self.of), scale[whole:])
+            part[..., :whole] = self._first_zero(groups, first).reshape(*part.shape[:-1], whole)
+            part[..., whole:] = self._first_zero(part[..., whole:], last)
         return out
 
-    def _first_zero(self, groups: np.ndarray) -> np.ndarray:
+    def _first_zero(self, groups: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
         """Groups along the last axis, with zeros in place of all but the `kept` largest."""
         extra = groups.shape[-1] - self.kept
         if extra <= 0:
             return groups
-        order = np.argsort(keys(groups, wide=groups.dtype.itemsize > 4), axis=-1, kind="stable")
+        if scale is None:
+            found = keys(groups, wide=groups.dtype.itemsize > 4)
+        else:
+            found = keys(groups.astype(np.float64) * scale, wide=True)
+        order = np.argsort(found, axis=-1, kind="stable")
         left = groups.copy()
         np.put_along_axis(left, order[..., :extra], np.zeros((), left.dtype), -1)
         return left

@@ -32,6 +32,25 @@ class Summed:
     input: int
     axis: int | None
 
+    @property
+    def activation(self) -> tuple[ir.Value, int] | None:
+        """(what the weight is multiplied with, its axis that is summed over, below 0 from the end).
+
+        None where it is stored too, where channels do not meet all weights (groups), and for a recurrent node,
+        whose second matrix meets its own state.
+        """
+        op, other = self.node.op_type, 1 - self.input if self.input < 2 else 0
+        if self.axis is None or op in _RECURRENT or op == "ConvTranspose" or integer(self.node, "group", 1) > 1:
+            return None
+        axis = -1
+        if op in _CONV:
+            axis = 1
+        elif op == "MatMul" or op in _GEMM:
+            turned = integer(self.node, "transB" if other else "transA", 0) == 1
+            axis = -1 if bool(other) == turned else -2
+        value = self.node.inputs[other]
+        return (value, axis) if value is not None and stored_origin(value) is None else None
+
 
 def uses(model: ir.Model) -> Mapping[ir.Value, list[Summed]]:
     """{stored weight: all nodes that use it as one}, through Transpose, Cast and Identity."""
