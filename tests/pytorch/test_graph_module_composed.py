@@ -93,6 +93,18 @@ QUANTIZED = [
         *(number(100, np.uint8), number(0.03), number(128, np.uint8)),
         constant=(1, 2, 4, 5, 6, 7),
     ),
+    *(
+        case(
+            *("GatherBlockQuantized", codes(9, 32 * bits // 8), np.array([[0, 8], [3, 3]]), floats(9, 2, low=0.01)),
+            *((codes(9, 2 * bits // 8, seed=1),) if shifted else ()),
+            domain=MICROSOFT,
+            constant=(0, 2, 3),
+            bits=bits,
+            block_size=16,
+        )
+        for bits in (4, 8)
+        for shifted in (False, True)
+    ),
     case(
         *("MatMulNBits", floats(3, 40), codes(6, 3, 8), floats(18, low=0.01)),
         domain=MICROSOFT,

@@ -179,6 +179,25 @@ def matmul_blocks(call: Call, x: Tensor, numbers: Tensor, scales: Tensor, zero_p
     return x @ matrix.flatten(1)[:, :columns].mT
 
 
+def gather_blocks(
+    call: Call, numbers: Tensor, indices: Tensor, scales: Tensor, zero_points: Tensor | None = None
+) -> Tensor:
+    """com.microsoft's GatherBlockQuantized: rows of a table of 4 or 8 bits, a scale for each block of an axis.
+
+    uint8 holds packed numbers around 2**(bits - 1), 4-bit types one number an element around 0.
+    """
+    axis, block = call.get("quantize_axis", 1) % numbers.ndim, call.get("block_size", 128)
+    stored, bits = call.node.types[0] == ir.DataType.UINT8, call.get("bits", 4)
+    at = indices.long()
+    after = at.ndim + axis - 1
+    whole = _unpacked(numbers[at], bits if stored else 8).to(scales.dtype)
+    step = scales[at].repeat_interleave(block, after).narrow(after, 0, whole.shape[after])
+    if zero_points is None:
+        return (whole - (2 ** (bits - 1) if stored else 0)) * step
+    offset = _unpacked(zero_points[at], bits if stored else 8).narrow(after, 0, scales.shape[axis])
+    return (whole - offset.repeat_interleave(block, after).narrow(after, 0, whole.shape[after])) * step
+
+
 def _unpacked(numbers: Tensor, bits: int) -> Tensor:
     """One number per element; of two in a byte the low half comes first."""
     if bits == 8:

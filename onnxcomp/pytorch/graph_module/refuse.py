@@ -107,6 +107,12 @@ def _blocks(node: ir.Node) -> str | None:
     return "with a group index" if _fed(node, 4) else None
 
 
+def _table(node: ir.Node) -> str | None:
+    if _value(node, "gather_axis", 0):
+        return "along another axis than the first"
+    return None if _value(node, "bits", 4) in (4, 8) else f"of {_value(node, 'bits')} bits"
+
+
 def _batch_norm(node: ir.Node) -> str | None:
     return "with statistics as outputs" if _used(node, 1) else None
 
@@ -121,6 +127,7 @@ _CHECKS: Mapping[tuple[str, str], Check] = {
     ("", "Resize"): _resize,
     (MICROSOFT, "Attention"): _packed,
     (MICROSOFT, "FusedConv"): _fused_conv,
+    (MICROSOFT, "GatherBlockQuantized"): _table,
     (MICROSOFT, "MatMulNBits"): _blocks,
     (MICROSOFT, "MultiHeadAttention"): _multi_head,
 }

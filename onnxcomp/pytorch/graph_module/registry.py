@@ -194,6 +194,7 @@ OPERATORS: Mapping[str, Mapping[str, Mapping[int, Operator]]] = {
         "FastGelu": {1: act.fast_gelu},
         "FusedConv": {1: convolution.fused_conv},
         "FusedMatMul": {1: linear.fused_matmul},
+        "GatherBlockQuantized": {1: quantize.gather_blocks},
         "Gelu": {1: act.gelu},
         "MatMulNBits": {1: quantize.matmul_blocks},
         "MultiHeadAttention": {1: attention.multi_head_attention},

@@ -108,6 +108,8 @@ def write(model: ir.Model, trained: Sequence[Tensor | None]) -> None:
         if tensor is None:
             continue
         after = _converted(value, before, tensor)
+        if after.tobytes() == before.tobytes():
+            continue  # as it is stored, mapped from its file perhaps
         node = value.producer()
         if node is None:
             value.const_value = after
