@@ -61,6 +61,7 @@ class PruneBlocks(Pass):
         3. The damage is the relative error of the worst output, over at most `samples` samples.
         4. Left in place, with the reason in `refused`: sums with a projection beside the branch, sizes that are
            not known (`simplify` helps), what stands in subgraphs and local functions.
+        5. Before `fuse`: what fused attention gives has no size that can be proven.
     """
 
     name: ClassVar[str] = "prune-blocks"

