@@ -128,6 +128,22 @@ def test_integers_are_no_part_of_the_state():
     assert not model.state_dict()
 
 
+def test_settings_of_operators_are_no_parameters():
+    scales = numpy_helper.from_array(np.array([1, 2], np.float32), "s")
+    edge = numpy_helper.from_array(np.array(0.5, np.float32), "e")
+    sizes = numpy_helper.from_array(np.array([1, 0, 0, 0]), "p")
+    model = module(
+        nodes(
+            helper.make_node("Resize", ["x", "", "s"], ["r"]),
+            helper.make_node("Pad", ["r", "p", "e"], ["y"]),
+            initializers=[scales, edge, sizes],
+        )
+    )
+    assert not model.weights
+    assert model.double()(x=torch.ones(2, 4))["y"].dtype == torch.float64
+    same_as_ort(model.float(), {"x": floats(2, 4)})
+
+
 # what is refused
 
 

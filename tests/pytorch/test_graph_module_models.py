@@ -119,6 +119,18 @@ def test_an_untouched_model_is_written_as_it_was_and_all_weights_train(name, sha
     assert not frozen
 
 
+@pytest.mark.parametrize("name", ["silero_vad_16k_op15", "tribuo_tinybert", "ultraface_RFB_320", "yolox_nano"])
+def test_shapes_are_computed_on_the_cpu_wherever_the_module_is(name, shared):
+    """Where elements do not exist, none can be read to make a shape."""
+    path = shared / "models" / f"{name}.onnx"
+    feeds = tensors(batches(path, shared, 2)[0].feeds)
+    module = GraphModule(path)
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in module(feeds).items()}
+    found = module.to("meta")({name: tensor.to("meta") for name, tensor in feeds.items()})
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == wanted
+    assert {tensor.device.type for tensor in found.values()} == {"meta"}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_models_are_refused_with_what_is_missing(name, shared):
     with pytest.raises(UnsupportedError, match=REFUSED[name].replace(" .* ", ".*")):

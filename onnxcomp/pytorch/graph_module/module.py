@@ -27,7 +27,8 @@ class GraphModule(nn.Module):
     Every float initializer, and every float tensor of a Constant node, is a Parameter under its own
     name (`weights.escape` makes it one that torch takes); one that several nodes use is one Parameter.
     Statistics, bounds, quantization steps, exponents and single numbers have `requires_grad` off from
-    the start. Integers are buffers outside of the state dict; shapes are computed on the CPU.
+    the start. Integers and settings of operators (scales of Resize, the value of Pad) are buffers
+    outside of the state dict. Shapes are computed on the CPU, wherever the module is.
 
     What the graph calls float, float16 or bfloat16 runs in float32, or in the type that `.double()`,
     `.half()` or `.bfloat16()` sets; `write_back` gives each weight its own type again. Quantization
@@ -146,11 +147,10 @@ class GraphModule(nn.Module):
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves and converts as any module does, but lists of integers stay on the CPU: they are shapes."""
+        """Moves and converts as any module does, but lists and numbers in buffers stay on the CPU: they are shapes."""
+        lists = {name: buffer for name, buffer in self.named_buffers() if name != "_like" and buffer.ndim <= 1}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in self.named_buffers():
-            if name != "_like" and buffer is not None and buffer.ndim <= 1:
-                self._buffers[name] = buffer.cpu()
+        self._buffers.update(lists)
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Stored:
     Attributes:
         value: what the graph calls it; initializers of branches and values of Constant nodes too.
         tensor: a copy of its elements.
-        trainable: whether it is float at all, and so a Parameter.
+        trainable: whether it is float, and no setting of an operator, and so a Parameter.
         trained: whether its gradient is wanted from the start.
     """
 
@@ -83,13 +83,19 @@ def stored(model: ir.Model) -> list[Stored]:
     """All tensors of the model, always in the same order."""
     found = []
     for value, tensor in constants(model):
-        trainable = tensor.dtype in TRAINABLE
+        trainable = tensor.dtype in TRAINABLE and not _is_setting(value)
         found.append(Stored(value, to_torch(tensor), trainable, trainable and _is_weight(value, tensor)))
     return found
 
 
+def _is_setting(value: ir.Value) -> bool:
+    """Whether it is only read as a size or a scale of one: no gradient can reach it."""
+    uses = value.uses()
+    return bool(uses) and all(at in HOST.get(node.op_type, ()) for node, at in uses)
+
+
 def _is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
-    """Whether something but sizes, bounds, statistics and numbers of a formula reads it."""
+    """Whether something but bounds, statistics and numbers of a formula reads it."""
     if len(tensor.shape) == 0:
         return False
     return any(at not in _unfit(node.op_type) for node, at in value.uses())
