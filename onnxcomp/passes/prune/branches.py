@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxcomp.inspect import MODULE, WEIGHT_INPUTS, all_nodes, stored_origin
 from onnxcomp.passes.fusions.sizes import Sizes
+from onnxcomp.passes.prune.meeting import bodies, joins, needed, users
 
 _ALONE = "the sum of two branches of which none is the value that both start from"
 _SIZE = "its size is not known to be that of the value that would take its place"
@@ -67,8 +68,8 @@ class Branches:
         self._sizes = Sizes(copy)
         self._graph = copy.graph
         self._order = {node: i for i, node in enumerate(self._graph)}
-        self._users = _users(self._graph)
-        self._joins = self._find_joins()
+        self._users = users(self._graph)
+        self._joins = joins(self._graph, self._users)
         self.refused: list[tuple[str, str]] = []
         self._found = [block for node in self._graph if node.op_type == "Add" for block in self._at(node)]
         nested = [n for n in all_nodes(copy) if n.op_type == "Add" and n.graph is not self._graph]
@@ -134,7 +135,7 @@ class Branches:
 
     def _only_from(self, end: ir.Value, nodes: set[ir.Node]) -> bool:
         """Whether nodes read nothing but `end`, constants and each other, and multiply with no weights."""
-        read = {value for node in nodes for value in _needed(node)}
+        read = {value for node in nodes for value in needed(node)}
         inner = {value for node in nodes for value in node.outputs}
         fed = [value for value in read - inner - {end} if stored_origin(value) is None]
         return not fed and not self._heavy(nodes)
@@ -170,10 +171,10 @@ class Branches:
             if node is None or node in seen or self._order.get(node, -1) <= low:
                 continue
             seen.add(node)
-            needed = list(_needed(node))
-            if value in needed:
+            read = list(needed(node))
+            if value in read:
                 return True
-            stack += [v.producer() for v in needed]
+            stack += [v.producer() for v in read]
         return False
 
     def _gone(self, end: ir.Value, source: ir.Value) -> set[ir.Node]:
@@ -186,7 +187,7 @@ class Branches:
                 continue
             if all(value is end or (value is not source and self._unused(value, gone)) for value in node.outputs):
                 gone.add(node)
-                stack += [value.producer() for value in _needed(node)]
+                stack += [value.producer() for value in needed(node)]
         return gone
 
     def _unused(self, value: ir.Value, gone: set[ir.Node]) -> bool:
@@ -208,35 +209,6 @@ class Branches:
         numbers = ((a.number, b.number) for a, b in zip(one, other, strict=False))
         return len(one) != len(other) or any(a != b and a is not None and b is not None for a, b in numbers)
 
-    def _find_joins(self) -> dict[ir.Node, ir.Node | None]:
-        """{node: the first node that all ways from it to outputs come through} (immediate post-dominators)."""
-        joins: dict[ir.Node, ir.Node | None] = {}
-        depth: dict[ir.Node | None, int] = {None: 0}
-        for node in reversed(self._graph):
-            users = {user for value in node.outputs for user in self._users.get(value, ())}
-            met: ir.Node | None = None
-            if users and not any(value.is_graph_output() for value in node.outputs):
-                met, *others = users
-                for user in others:
-                    met = _meet(met, user, joins, depth)
-            joins[node] = met
-            depth[node] = depth[met] + 1
-        return joins
-
-
-def _meet(
-    first: ir.Node | None,
-    second: ir.Node | None,
-    joins: Mapping[ir.Node, ir.Node | None],
-    depth: Mapping[ir.Node | None, int],
-) -> ir.Node | None:
-    while first is not second:
-        if depth[first] >= depth[second]:
-            first = None if first is None else joins[first]
-        else:
-            second = None if second is None else joins[second]
-    return first
-
 
 def _period(kinds: Sequence[object]) -> int:
     """The shortest length after which all repeats; 1 where nothing does."""
@@ -246,35 +218,9 @@ def _period(kinds: Sequence[object]) -> int:
     return 1
 
 
-def _users(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
-    """{value: nodes of the main graph that read it, themselves or in their bodies}."""
-    users: dict[ir.Value, list[ir.Node]] = {}
-    for node in graph:
-        for value in _needed(node):
-            users.setdefault(value, []).append(node)
-    return users
-
-
-def _needed(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, in its bodies too."""
-    yield from (value for value in node.inputs if value is not None)
-    for body in _bodies(node):
-        for inner in body.all_nodes():
-            yield from (value for value in inner.inputs if value is not None)
-        yield from body.outputs
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
 def _is_heavy(node: ir.Node) -> bool:
     """Whether it multiplies with stored weights; bodies of If and Loop may."""
-    return bool(_weight_sizes(node)) or any(True for _ in _bodies(node))
+    return bool(_weight_sizes(node)) or any(True for _ in bodies(node))
 
 
 def _weight_sizes(node: ir.Node) -> list[tuple[int, ...]]:
