@@ -13,7 +13,7 @@ from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, Unsuppo
 from onnxcomp.inspect import all_nodes, constants, is_parameter
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
 from onnxcomp.passes.batchnorm import make_constants
-from onnxcomp.passes.prune import alignment, equivalence, importance, plan, selection
+from onnxcomp.passes.prune import alignment, equivalence, importance, plan, repair, selection
 from onnxcomp.passes.prune.analysis import Analysis, analyse
 from onnxcomp.passes.prune.atoms import RefusedError
 from onnxcomp.passes.prune.cut import Kept, cut
@@ -58,6 +58,9 @@ class PruneStructured(Pass):
     limit: float = option(0.9, "largest share of a group that may go, above 0 and below 1")
     exclude: tuple[str, ...] = option((), "nodes, or torch modules, whose weights stay whole")
     plan: str | None = option(None, "a plan file, as --plan-out writes it, that says what stays")
+    repair: Literal["none", "bias", "lstsq"] | None = option(
+        None, "what then makes good on data what is gone: biases, or weights by least squares; unset: lstsq with data"
+    )
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """Raises UsageError (options), NoEffectError (nothing to remove), UnsupportedError (quantized).
@@ -91,7 +94,11 @@ class PruneStructured(Pass):
             "refused": [{"node": node, "reason": reason} for node, reason in analysis.refused],
             "plan": plan.plan_of(kept, digest).to_json(),
         }
+        method = self.repair or ("none" if context.data is None else "lstsq")
+        whole = None if method == "none" else repair.Whole.of(kept)
         details["equivalence_error"] = _cut_and_prove(kept, context)
+        if whole is not None:
+            details["repair"] = repair.repair(model, whole, method, context)
         details["removed_parameters"] = before - _parameters(model)
         return Effect(True, details)
 
@@ -109,6 +116,8 @@ class PruneStructured(Pass):
                 raise UsageError(f"{key} {share} is not between 0 and 1", where=key)
         if self.align is not None and self.align < 1:
             raise UsageError(f"align {self.align} is less than 1", where="align")
+        if self.repair in ("bias", "lstsq") and context.data is None:
+            raise UsageError(f"repair '{self.repair}' needs data", where="repair", hint="give --data")
         if self.importance == "activation" and context.data is None:
             raise UsageError("importance 'activation' needs data", where="importance", hint="give --data")
 
