@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 import test_graph_module_operators
@@ -56,9 +57,9 @@ RECURRENT = [
 X = floats(2, 3, 4)
 
 
-def codes(*shape, dtype=np.uint8, seed=0):
-    info = np.iinfo(dtype)
-    return np.random.default_rng(seed).integers(info.min, info.max, shape, endpoint=True).astype(dtype)
+def codes(*shape, dtype=np.uint8, bits=None, seed=0):
+    low, high = (0, 2**bits - 1) if bits else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return np.random.default_rng(seed).integers(low, high, shape, endpoint=True).astype(dtype)
 
 
 QUANTIZED = [
@@ -72,6 +73,9 @@ QUANTIZED = [
     case("DequantizeLinear", codes(2, 3), floats(3), codes(3), axis=1, constant=(0, 1, 2)),
     case("DequantizeLinear", codes(4, dtype=np.int32), number(1e-8)),
     case("DequantizeLinear", codes(8, 3), floats(2, 3), codes(2, 3), axis=0, block_size=4, opset=21),
+    case("DequantizeLinear", codes(6, 4, bits=4).astype(ml_dtypes.uint4), number(0.1), opset=21, constant=(0, 1)),
+    case("DequantizeLinear", (2 * floats(6, 4)).astype(ml_dtypes.int4), number(0.1), opset=21, constant=(0, 1)),
+    case("DequantizeLinear", floats(6, 4).astype(ml_dtypes.float8_e4m3fn), number(0.1), opset=19, constant=(0, 1)),
     case("DynamicQuantizeLinear", X, outputs=3),
     case("DynamicQuantizeLinear", np.zeros(3, np.float32), outputs=3),
     case("MatMulInteger", codes(3, 4), codes(4, 2, dtype=np.int8), number(7, np.uint8), number(0, np.int8)),

@@ -128,6 +128,11 @@ CONVOLUTION = [
     case("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 0, 1], strides=[2, 2], count_include_pad=1),
     case("AveragePool", IMAGE, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, opset=19),
     case("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[3, 3], ceil_mode=1, opset=19),
+    *(
+        case("AveragePool", IMAGE, kernel_shape=[3, 3], strides=[3, 2], pads=pads, ceil_mode=1, count_include_pad=n)
+        for n in (0, 1)
+        for pads in ([0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 1])
+    ),
     case("AveragePool", IMAGE, kernel_shape=[2, 2], dilations=[2, 2], opset=19),
     case("AveragePool", IMAGE, kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
     case("LpPool", IMAGE, kernel_shape=[2, 2], strides=[2, 1]),

@@ -126,10 +126,7 @@ def _sliced(
 ) -> Tensor:
     for at, axis in enumerate(axes or range(len(starts))):
         step = 1 if steps is None else steps[at]
-        # Python's own rule for slices is ONNX's, but for an end at or before -size of a walk back
-        count = x.shape[axis]
-        end = None if step < 0 and ends[at] < -count else ends[at]
-        found = range(count)[slice(starts[at], end, step)]
+        found = range(x.shape[axis])[slice(starts[at], ends[at], step)]  # Python's rule is ONNX's
         if step > 0:
             parts = [slice(None)] * x.ndim
             parts[axis] = slice(found.start, max(found.stop, found.start), step)
