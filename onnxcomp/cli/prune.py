@@ -43,6 +43,12 @@ blocks:   whole layers are taken out, those that the outputs on --data miss
 @click.option(
     "--align", metavar="auto|N", help="Channels that stay are a multiple of N [default: auto]. (channels only)"
 )
+@click.option(
+    "--target-latency",
+    type=float,
+    metavar="SHARE",
+    help="Cut until this share of MODEL's latency on this host is left: candidates are timed. (channels only)",
+)
 @click.option("--plan-out", metavar="P.json", help="Write what stays, for --plan and for torch. (channels only)")
 @click.option("--measure/--no-measure", default=True, help="Time the result against MODEL, 2 s [default: on].")
 @pass_options(PruneMagnitude, PruneStructured, PruneBlocks, without=("sparsity", "align"))
@@ -53,7 +59,8 @@ def command(shell: Shell, model: str, structure: str, **values: Any) -> None:
         if values["pattern"] is not None:
             raise UsageError("--pattern is not an option of --structure 2:4", hint="give --structure none")
         values["pattern"] = structure
-    foreign = [option for option in ("align", "plan_out") if cls is not PruneStructured and values[option] is not None]
+    own = () if cls is PruneStructured else ("align", "plan_out", "target_latency")
+    foreign = [option for option in own if values[option] is not None]
     foreign += not_of(values, cls, tuple(_STRUCTURES.values()))
     if foreign:
         raise UsageError(f"--{foreign[0].replace('_', '-')} is not an option of --structure {structure}")
@@ -62,7 +69,12 @@ def command(shell: Shell, model: str, structure: str, **values: Any) -> None:
     if plan_out is not None:
         _refuse(plan_out, model, values)
     options = verbs.pipeline_options(shell, values) | {"measure": values["measure"] and cls is not PruneMagnitude}
-    record = shell.work(work.passes, model, values["output"], [(cls.name, given(values, cls))], **options)
+    steps = [(cls.name, given(values, cls))]
+    if values["target_latency"] is None:
+        record = shell.work(work.passes, model, values["output"], steps, **options)
+    else:
+        options["target_latency"] = values["target_latency"]
+        record = shell.work(work.prune_to_latency, model, values["output"], steps, **options)
     if plan_out is not None:
         _write(plan_out, record["passes"][0]["effect"]["plan"], force=values["force"])
     verbs.finish(shell, record)

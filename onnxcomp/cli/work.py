@@ -40,6 +40,17 @@ def quantize_within(
     return run(model, output, made, max_drop=budget, **options).to_json()
 
 
+def prune_to_latency(
+    model: str, output: str, steps: Sequence[tuple[str, Mapping[str, Any]]], *, target_latency: float, **options: Any
+) -> Json:
+    """`onnxcomp.sensitivity.prune_to_latency` with the pruning given as [(name, options)]."""
+    from onnxcomp.recipe import make_pass
+    from onnxcomp.sensitivity import prune_to_latency as run
+
+    (step,) = (make_pass(name, values) for name, values in steps)
+    return run(model, output, step, target_latency=target_latency, **options).to_json()  # type: ignore[arg-type]
+
+
 def explain(model: str) -> Json:
     """See `onnxcomp.explain`."""
     from onnxcomp.explain import explain as run

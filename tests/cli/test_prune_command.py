@@ -108,3 +108,12 @@ def test_the_table_names_what_stays(folder, tmp_path):
     assert "left whole head: its channels stay: it reaches the output 'scores'" in shown
     refused = fails(5, "prune", folder / "relu.onnx", "-o", tmp_path / "b.onnx", *CHANNELS)
     assert "no unit can be removed" in refused["message"]
+
+
+def test_a_latency_target(folder, tmp_path):
+    out = ("-o", tmp_path / "o.onnx", "--target-latency", "0.5")
+    fails(2, "prune", folder / "mlp.onnx", *out, "--structure", "none", text="--target-latency is not an option")
+    fails(2, "prune", folder / "mlp.onnx", *out, *CHANNELS, "--sparsity", "0.5", text="do not go together")
+    low = ("-o", tmp_path / "o.onnx", "--target-latency", "0.001")
+    fails(5, "prune", folder / "mlp.onnx", *low, *CHANNELS, text="no candidate is within 0.001")
+    assert not list(tmp_path.iterdir())

@@ -43,6 +43,7 @@ def model(tmp_path):
         ({"limit": 1.0}, UsageError, "not between 0 and 1"),
         ({"align": 0}, UsageError, "less than 1"),
         ({"importance": "activation"}, UsageError, "needs data"),
+        ({"allocation": "sensitivity"}, UsageError, "needs data"),
         ({"sparsity": 0.5, "target_macs": 0.5}, UsageError, "do not go together"),
         ({"target_size": 0.5, "target_macs": 0.5}, UsageError, "do not go together"),
         ({"sparsity": 0.5, "plan": "p.json"}, UsageError, "do not go together"),
@@ -133,7 +134,7 @@ def test_units_that_do_nothing_go_without_a_trace(tmp_path):
     x = builders.samples(10, 3, 8, 8)
     model = load(path)
     data = Batches({"x": x}, signature(model).inputs)
-    done = optimize(model, [PruneStructured(sparsity=0.34, align=1)], data=data)
+    done = optimize(model, [PruneStructured(sparsity=0.34, align=1, allocation="uniform")], data=data)
     kept = {(c["initializer"], c["axis"]): c["kept"] for c in done.passes[0].effect["plan"]["cuts"]}
     assert kept["w1", 0] == [0, 2, 3, 5, 7]
     assert kept["w2", 0] == [1, 2, 4, 5]

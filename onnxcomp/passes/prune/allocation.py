@@ -14,7 +14,7 @@ from onnxcomp.passes.prune import alignment, damage, selection
 from onnxcomp.passes.prune.analysis import Analysis
 from onnxcomp.passes.prune.cut import Kept
 
-Kind = Literal["auto", "uniform", "global", "sensitivity"]
+Kind = Literal["uniform", "global", "sensitivity"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Choice:
         scores: importance of the units of each group.
         steps: units of each group that go together.
         limit: largest share of a group that may go.
-        kind: how groups share what is to go; not 'auto'.
+        kind: how groups share what is to go.
         curves: what each group's cut does to the outputs, for 'sensitivity'.
     """
 
@@ -54,6 +54,12 @@ class Choice:
     def units(self) -> list[int]:
         """Of each group."""
         return [len(score) for score in self.scores]
+
+    @property
+    def least(self) -> float:
+        """The share of the MACs that is left when all that may go is gone."""
+        fewest = selection.uniform(self.units, self.steps, self.limit, 1.0)
+        return selection.ratio(selection.multiplications(self.analysis), self.units, fewest)
 
     def stay(self, goal: Goal) -> list[int]:
         """How many units of each group stay. Raises GateError for a target that is too low."""
@@ -106,13 +112,8 @@ def choose(
     align: int | None,
     limit: float,
 ) -> Choice:
-    """Measure what the kind needs.
-
-    'auto' is 'sensitivity' with data and 'uniform' without. Raises UsageError for 'sensitivity' without data.
-    """
+    """Measure what the kind needs. Raises UsageError for 'sensitivity' without data."""
     data = context.data
-    if kind == "auto":
-        kind = "uniform" if data is None else "sensitivity"
     steps = [alignment.step(group, align) for group in analysis.groups]
     if kind != "sensitivity":
         return Choice(analysis, scores, steps, limit, kind)

@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxcomp.errors import GateError, InvalidModelError, NoEffectError, UnsupportedError, UsageError
+from onnxcomp.errors import InvalidModelError, NoEffectError, UnsupportedError, UsageError
 from onnxcomp.inspect import all_nodes, constants, is_parameter
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
 from onnxcomp.passes.batchnorm import make_constants
-from onnxcomp.passes.prune import alignment, equivalence, importance, plan, repair, selection
+from onnxcomp.passes.prune import equivalence, importance, plan, repair, selection
+from onnxcomp.passes.prune.allocation import Choice, Goal, choose
 from onnxcomp.passes.prune.analysis import Analysis, analyse
 from onnxcomp.passes.prune.atoms import RefusedError
 from onnxcomp.passes.prune.cut import Kept, cut
@@ -47,10 +48,15 @@ class PruneStructured(Pass):
     wants_data: ClassVar[bool] = True
 
     sparsity: float | None = option(None, "share of the units of each group to remove; unset: 0.3 without a target")
-    target_macs: float | None = option(None, "remove the least important of all until this share of the MACs is left")
+    target_macs: float | None = option(None, "remove units until this share of the MACs is left")
     target_size: float | None = option(None, "the same for the bytes of the weights")
     importance: Literal["auto", "activation", "l2", "l1"] = option(
         "auto", "what ranks units: activations with data, norms of weights without; auto takes what there is"
+    )
+    allocation: Literal["auto", "uniform", "global", "sensitivity"] = option(
+        "auto",
+        "how groups share what goes: the same share, by one ranking of all, or by what each one's cut does to the "
+        "outputs; auto: sensitivity with data and --repair none, else uniform",
     )
     align: int | None = option(
         None, "channels that stay are a multiple; unset: 16, 8 or 4 for convolutions, by this host"
@@ -68,18 +74,13 @@ class PruneStructured(Pass):
         And DataError (a plan that does not fit), AccuracyGateError (the result is not the masked model).
         """
         self._check(context)
-        refuse_quantized(model)
-        excluded = {node for nodes in named(model, self.exclude).values() for node in nodes}
         digest = plan.content_hash(model)
-        make_constants(model)
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        analysis = self.analysed(model)
         before = _parameters(model)
-        analysis = analyse(model, excluded)
-        _finite(analysis)
         if self.plan is not None:
-            kept, how = plan.read(analysis, plan.Plan.load(self.plan), digest), "plan"
+            kept, said = plan.read(analysis, plan.Plan.load(self.plan), digest), {"importance": "plan"}
         else:
-            kept, how = self._choose(analysis, context)
+            kept, said = self._choose(analysis, context)
         groups = [_described(group, kept) for group in analysis.groups]
         removed = sum(entry["units"] - entry["kept"] for entry in groups)
         if not removed:
@@ -88,7 +89,7 @@ class PruneStructured(Pass):
             "removed_parameters": 0,
             "parameters": before,
             "units": {"removed": removed, "of": sum(len(group) for group in analysis.groups)},
-            "importance": how,
+            **said,
             **_costs(analysis, groups),
             "groups": groups,
             "refused": [{"node": node, "reason": reason} for node, reason in analysis.refused],
@@ -101,6 +102,16 @@ class PruneStructured(Pass):
             details["repair"] = repair.repair(model, whole, method, context)
         details["removed_parameters"] = before - _parameters(model)
         return Effect(True, details)
+
+    def analysed(self, model: ir.Model) -> Analysis:
+        """The units of a model, whose constants become initializers. Raises InvalidModelError for NaN in them."""
+        refuse_quantized(model)
+        excluded = {node for nodes in named(model, self.exclude).values() for node in nodes}
+        make_constants(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        analysis = analyse(model, excluded)
+        _finite(analysis)
+        return analysis
 
     def _check(self, context: Context) -> None:
         wishes = [key for key in ("sparsity", "target_macs", "target_size", "plan") if getattr(self, key) is not None]
@@ -121,39 +132,26 @@ class PruneStructured(Pass):
         if self.importance == "activation" and context.data is None:
             raise UsageError("importance 'activation' needs data", where="importance", hint="give --data")
 
-    def _choose(self, analysis: Analysis, context: Context) -> tuple[Kept, str]:
-        """(what stays, what ranked it)."""
-        scores, how = self._scores(analysis, context)
-        steps = [alignment.step(group, self.align) for group in analysis.groups]
-        units = [len(group) for group in analysis.groups]
-        if self.target_macs is None and self.target_size is None:
-            share = _SPARSITY if self.sparsity is None else self.sparsity
-            stay = selection.uniform(units, steps, self.limit, share)
-        else:
-            stay = self._until(analysis, scores, steps)
-        gone = [
-            group.units[selection.least_important(score, len(group) - left)]
-            for group, score, left in zip(analysis.groups, scores, stay, strict=True)
-        ]
-        return Kept.without(analysis, np.concatenate(gone) if gone else np.zeros(0, np.int64)), how
-
-    def _until(self, analysis: Analysis, scores: list[np.ndarray], steps: list[int]) -> list[int]:
-        """How many units of each group stay when the target is reached."""
-        macs = self.target_macs is not None
-        target = self.target_macs if macs else self.target_size
-        assert target is not None
-        terms = selection.multiplications(analysis) if macs else selection.stored(analysis)
-        units = [len(group) for group in analysis.groups]
-        if not units:
+    def choice(self, analysis: Analysis, context: Context) -> tuple[Choice, str]:
+        """(what decides which units go, what ranked them). Raises NoEffectError where there are none."""
+        if not analysis.groups:
             raise NoEffectError(_nothing(analysis), hint="see the reasons in the notes")
-        stay = selection.ranked(scores, steps, self.limit, lambda stay: selection.ratio(terms, units, stay) <= target)
-        if (reached := selection.ratio(terms, units, stay)) > target:
-            raise GateError(
-                f"the target of {target:g} cannot be reached: {reached:.3f} is left when all that may go is gone",
-                where="target_macs" if macs else "target_size",
-                hint="a higher limit, a smaller align, or a target that is not as low",
-            )
-        return stay
+        scores, how = self._scores(analysis, context)
+        kind, align, limit = self.allocation, self.align, self.limit
+        if kind == "auto":  # once weights are repaired, shares by damage gain nothing: measured on four models
+            kind = "sensitivity" if context.data is not None and self.repair == "none" else "uniform"
+        return choose(analysis, scores, context, kind=kind, align=align, limit=limit), how
+
+    def _choose(self, analysis: Analysis, context: Context) -> tuple[Kept, dict[str, Any]]:
+        """(what stays, what the record says of it)."""
+        choice, how = self.choice(analysis, context)
+        targets = self.target_macs, self.target_size
+        open_ = targets == (None, None) and self.sparsity is None
+        stay = choice.stay(Goal(_SPARSITY if open_ else self.sparsity, *targets))
+        said: dict[str, Any] = {"importance": how, "allocation": choice.kind}
+        if choice.curves:
+            said["damage"] = [curve.to_json() for curve in choice.curves]
+        return choice.kept(stay), said
 
     def _scores(self, analysis: Analysis, context: Context) -> tuple[list[np.ndarray], str]:
         """(importance of each unit, by group; its name)."""
