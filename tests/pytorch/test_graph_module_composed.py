@@ -159,6 +159,12 @@ ATTENTION = [
         opset=23,
         outputs=3,
     ),
+    case(
+        *("Attention", HEADS, HEADS, HEADS, None, floats(2, 4, 2, 2, seed=1), floats(2, 4, 2, 2, seed=2)),
+        opset=23,
+        outputs=3,
+        is_causal=1,
+    ),
     case("Attention", HEADS, HEADS, HEADS, np.eye(3, dtype=bool)[::-1] & (np.arange(3) != 1), opset=23),
     *(
         case("Attention", HEADS, HEADS, HEADS, floats(3, 3), opset=23, softcap=1.5, outputs=4, qk_matmul_output_mode=n)

@@ -244,6 +244,7 @@ INDICES = [
     case("TopK", floats(3, 6), whole(3), outputs=2),
     case("TopK", floats(3, 6), whole(2), axis=0, largest=0, outputs=2),
     case("TopK", whole(1, 3, 3, 2), whole(3), outputs=2),
+    *(case("TopK", floats(500).round(), whole(200), outputs=2, largest=n) for n in (0, 1)),
     case("ArgMax", X, axis=1),
     case("ArgMax", X, keepdims=0),
     case("ArgMax", whole(1, 3, 3, 2), select_last_index=1),
@@ -270,6 +271,7 @@ REDUCTIONS = [
     case("ReduceSum", X, whole(1), constant=(1,)),
     case("ReduceSum", X, noop_with_empty_axes=1),
     case("ReduceSum", X),
+    *(case(f"Reduce{op}", X, opset=18, noop_with_empty_axes=1) for op in ("L1", "L2", "SumSquare", "Max", "LogSumExp")),
     case("ReduceMax", whole(3, 9, 2), opset=13),
     case("ReduceProd", whole(3, 9, 2), opset=13, keepdims=0),
 ]
