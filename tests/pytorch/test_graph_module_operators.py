@@ -221,7 +221,8 @@ SHAPES = [
     case("Pad", X, whole(0, 1, 2, 1, 0, 1), mode="edge", constant=(1,)),
     case("Pad", X, whole(0, 2, 0, 1, 0, 3), mode="edge", constant=(1,)),
     case("Pad", X, whole(1, 2, 1, 2), None, whole(1, -1), opset=19, mode="wrap", constant=(1, 3)),
-    case("Pad", X, whole(0, -1, 2, 0, 0, -2), constant=(1,)),
+    *(case("Pad", X, whole(0, -1, 2, 0, 0, -2), mode=mode, constant=(1,)) for mode in ("constant", "edge")),
+    case("Pad", X, whole(0, -1, -1, 0, 1, 2), mode="reflect", constant=(1,)),
 ]
 
 INDICES = [
@@ -244,7 +245,7 @@ INDICES = [
     case("TopK", floats(3, 6), whole(3), outputs=2),
     case("TopK", floats(3, 6), whole(2), axis=0, largest=0, outputs=2),
     case("TopK", whole(1, 3, 3, 2), whole(3), outputs=2),
-    *(case("TopK", floats(500).round(), whole(200), outputs=2, largest=n) for n in (0, 1)),
+    *(case("TopK", floats(500).round().astype(np.int64), whole(200), outputs=2, largest=n) for n in (0, 1)),
     case("ArgMax", X, axis=1),
     case("ArgMax", X, keepdims=0),
     case("ArgMax", whole(1, 3, 3, 2), select_last_index=1),
