@@ -127,7 +127,7 @@ def find(kept: Kept) -> tuple[list[list[Consumer]], list[tuple[str, str]]]:
         if indices is None:
             continue
         matrix = use.matrix()
-        reason = _refusal(use, matrix)
+        reason = refusal(use, matrix)
         if reason is not None or matrix is None:
             left.append((use.node.name or use.node.op_type, reason or ""))
             continue
@@ -144,7 +144,7 @@ def find(kept: Kept) -> tuple[list[list[Consumer]], list[tuple[str, str]]]:
     return list(sets.values()), left
 
 
-def _refusal(use: Use, matrix: np.ndarray | None) -> str | None:
+def refusal(use: Use, matrix: np.ndarray | None) -> str | None:
     """Why a node is no consumer that can be repaired."""
     node, activation = use.node, use.activation
     if node.op_type not in ("Conv", "Gemm", "MatMul"):

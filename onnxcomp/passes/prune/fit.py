@@ -13,7 +13,7 @@ from onnxcomp.passes.prune.least_squares import product, solve
 
 #: weights are drawn to what they were by this share of the inputs' mean square. On MiniLM 0.001 to 0.03 differ by
 #: 0.002 in cosine, less on sentences of another kind, and 0.1 is worse
-_DAMPING = 1e-2
+DAMPING = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def least_squares(consumers: Sequence[Consumer], seen: Sequence[Seen], biased: S
     count, centred = sum(sums.count for sums in seen), all(biased)
     found = np.empty_like(start)
     for g in range(len(weight)):
-        damping = _DAMPING * sum(float(np.diagonal(sums.gram[g]).mean()) for sums in seen) / count
+        damping = DAMPING * sum(float(np.diagonal(sums.gram[g]).mean()) for sums in seen) / count
         if damping == 0:  # nothing but zeros was seen
             found[g] = start[g]
             continue

@@ -18,6 +18,7 @@ from onnxcomp.passes.prune.allocation import Choice, Goal, choose
 from onnxcomp.passes.prune.analysis import Analysis, analyse
 from onnxcomp.passes.prune.atoms import RefusedError
 from onnxcomp.passes.prune.cut import Kept, cut
+from onnxcomp.passes.prune.elimination import by_elimination
 from onnxcomp.passes.prune.units import Group
 
 _SPARSITY = 0.3
@@ -50,8 +51,10 @@ class PruneStructured(Pass):
     sparsity: float | None = option(None, "share of the units of each group to remove; unset: 0.3 without a target")
     target_macs: float | None = option(None, "remove units until this share of the MACs is left")
     target_size: float | None = option(None, "the same for the bytes of the weights")
-    importance: Literal["auto", "activation", "l2", "l1"] = option(
-        "auto", "what ranks units: activations with data, norms of weights without; auto takes what there is"
+    importance: Literal["auto", "activation", "elimination", "l2", "l1"] = option(
+        "auto",
+        "what ranks units: activations with data, norms of weights without; auto takes what there is; elimination: "
+        "what --repair lstsq cannot make good, slower and better",
     )
     allocation: Literal["auto", "uniform", "global", "sensitivity"] = option(
         "auto",
@@ -129,8 +132,8 @@ class PruneStructured(Pass):
             raise UsageError(f"align {self.align} is less than 1", where="align")
         if self.repair in ("bias", "lstsq") and context.data is None:
             raise UsageError(f"repair '{self.repair}' needs data", where="repair", hint="give --data")
-        if self.importance == "activation" and context.data is None:
-            raise UsageError("importance 'activation' needs data", where="importance", hint="give --data")
+        if self.importance in ("activation", "elimination") and context.data is None:
+            raise UsageError(f"importance '{self.importance}' needs data", where="importance", hint="give --data")
 
     def choice(self, analysis: Analysis, context: Context) -> tuple[Choice, str]:
         """(what decides which units go, what ranked them). Raises NoEffectError where there are none."""
@@ -156,9 +159,11 @@ class PruneStructured(Pass):
     def _scores(self, analysis: Analysis, context: Context) -> tuple[list[np.ndarray], str]:
         """(importance of each unit, by group; its name)."""
         observed: dict[int, np.ndarray] = {}
-        if self.importance in ("auto", "activation") and context.data is not None and analysis.groups:
+        eliminating = self.importance == "elimination"
+        if (eliminating or self.importance in ("auto", "activation")) and context.data is not None and analysis.groups:
             context.data.require_real("pruning")
-            observed = dict(importance.by_activations(analysis, context.data, context.workdir, context.store))
+            measured = by_elimination if eliminating else importance.by_activations
+            observed = dict(measured(analysis, context.data, context.workdir, context.store))
         measure: importance.Measure = "l1" if self.importance == "l1" else "l2"
         scores = [
             observed[i] if i in observed else importance.by_weights(analysis, group, measure)
@@ -166,7 +171,7 @@ class PruneStructured(Pass):
         ]
         if observed and len(observed) < len(scores):
             context.note(f"{len(scores) - len(observed)} groups are ranked by weights: what reads them is not observed")
-        return scores, "activation" if observed else measure
+        return scores, ("elimination" if eliminating else "activation") if observed else measure
 
 
 def refuse_quantized(model: ir.Model) -> None:
