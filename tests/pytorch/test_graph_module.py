@@ -102,6 +102,19 @@ def test_bounds_exponents_and_single_numbers_do_not_train_but_may():
     assert model.weights["half"].grad.abs() > 0
 
 
+def test_a_bias_of_one_number_trains_and_a_number_of_a_formula_does_not():
+    proto = nodes(
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "bias"], ["a"]),
+        helper.make_node("Mul", ["a", "scale"], ["s"]),
+        helper.make_node("PRelu", ["s", "slope"], ["p"]),
+        helper.make_node("Add", ["one", "p"], ["y"]),
+        initializers=[weight("w", 4, 1), *(weight(name, 1) for name in ("bias", "scale", "slope", "one"))],
+    )
+    trained = {name for name, weight in module(proto).weights.items() if weight.requires_grad}
+    assert trained == {"w", "bias", "slope"}
+
+
 def test_weights_in_constant_nodes_train_in_each_of_their_forms():
     made = [
         helper.make_node("Constant", [], ["w"], value=weight("", 4, 3)),

@@ -28,6 +28,15 @@ _FIXED: Mapping[str, tuple[int, ...]] = {
     "QLinearMatMul": (1, 4, 6),
 }
 
+#: operators whose inputs are weights even where they are one number
+_WEIGHTED = frozenset(
+    {
+        *("BatchNormalization", "BiasGelu", "Conv", "ConvTranspose", "FusedConv", "FusedMatMul", "GRU", "Gemm"),
+        *("GroupNormalization", "InstanceNormalization", "LSTM", "LayerNormalization", "MatMul", "PRelu", "RNN"),
+        *("RMSNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    }
+)
+
 #: attributes of Constant that hold numbers instead of a tensor
 _NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
@@ -96,9 +105,17 @@ def _is_setting(value: ir.Value) -> bool:
 
 def _is_weight(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     """Whether something but bounds, statistics and numbers of a formula reads it."""
-    if len(tensor.shape) == 0:
-        return False
-    return any(at not in _unfit(node.op_type) for node, at in value.uses())
+    read = [(node, at) for node, at in value.uses() if at not in _unfit(node.op_type)]
+    if tensor.size != 1:
+        return bool(read)
+    # one number is no weight because it is stored: 0.5 of a Gelu, and torch's scale of attention, shaped (1,)
+    return any(node.op_type in _WEIGHTED or (len(tensor.shape) == 1 and _adds_bias(node, at)) for node, at in read)
+
+
+def _adds_bias(node: ir.Node, position: int) -> bool:
+    """Whether the node adds the input at `position` to a product of matrices."""
+    others = (value.producer() for at, value in enumerate(node.inputs) if value is not None and at != position)
+    return node.op_type == "Add" and any(other is not None and other.op_type == "MatMul" for other in others)
 
 
 def _unfit(op_type: str) -> tuple[int, ...]:
