@@ -39,9 +39,9 @@ COVERED = {
     "winml_SqueezeNet_fp16": 1e-5,
     # of pixels up to 255 without scaling, float32 leaves this much, in ONNX Runtime as in torch: either
     # is as far from the same graph in float64
-    "yolox_nano": 3e-5,
+    "yolox_nano": 5e-5,
     # outputs below 0.002: ONNX Runtime's own Sigmoid is off by 1e-7 there, 30 times as far from float64 as torch
-    "yunet_n_320_320": 1e-4,
+    "yunet_n_320_320": 1e-3,
 }
 
 REFUSED = {
