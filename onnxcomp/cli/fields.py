@@ -64,7 +64,8 @@ def _option(
     if len(owners) < of:
         text += f" ({', '.join(o.name for o in owners)} only)"
     text = text[0].upper() + text[1:]
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    # 'Literal | None' is typing's union, 'int | None' the language's
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     kind = kinds[0]
     if kind is bool:
         off = _OFF.get(field.name, "--no-" + field.name.replace("_", "-"))

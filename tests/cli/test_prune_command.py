@@ -44,6 +44,9 @@ def test_data_ranks_and_judges_and_the_speed_is_said(folder, tmp_path):
     assert made["passes"][0]["effect"]["importance"] == "activation"
     assert made["fidelity"] is not None
     assert made["data"]["calibration"] == 32
+    assert made["passes"][0]["effect"]["allocation"] == "uniform"
+    bare = ok("prune", folder / "mlp.onnx", "-o", tmp_path / "b.onnx", *arguments, "--repair", "none", "--no-measure")
+    assert bare["passes"][0]["effect"]["allocation"] == "sensitivity"
     assert made["speed"]["pairs"] >= 6
     assert load(tmp_path / "a.onnx").graph.initializers["w1"].const_value.shape[0] == 48
 

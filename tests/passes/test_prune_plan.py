@@ -129,6 +129,8 @@ def test_a_plan_must_leave_something_of_each_group(tmp_path):
 def test_a_plan_that_is_no_json_or_no_file(model, tmp_path):
     with pytest.raises(DataError, match="not JSON"):
         apply(model, "{", tmp_path)
+    with pytest.raises(DataError, match="not JSON"):
+        apply(model, "[" * 100_000, tmp_path)
     with pytest.raises(DataError, match="no model or no cuts"):
         apply(model, "[]", tmp_path)
     with pytest.raises(OutputError):

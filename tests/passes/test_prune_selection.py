@@ -42,6 +42,15 @@ def test_a_step_is_a_block_of_channels(features, channels, align, step, monkeypa
     assert alignment.step(group(64, channels), align) == step
 
 
+def test_each_group_of_a_convolution_is_blocked_alone(tmp_path):
+    """A position in each of four groups is four channels, of which one is in a block; few are in none."""
+    text = "(float[N,3,8,8] x) => (float[N,5,6,6] y) {a = Conv (x, w1) d = Conv <group=4> (a, w2) y = Conv (d, w3)}"
+    for each, channels in ((32, 1), (4, 4)):
+        weights = {"w1": (4 * each, 3, 1, 1), "w2": (4 * each, each, 3, 3), "w3": (5, 4 * each, 1, 1)}
+        found = analysed(prune_graphs.build(text, weights), tmp_path)
+        assert [(len(g), g.channels) for g in found.groups] == [(each, channels)] * 2
+
+
 def test_a_head_is_as_many_channels_as_it_has_columns():
     assert alignment.step(group(12, 0, width=32), 16) == 1
     assert alignment.step(group(12, 0, width=8), 16) == 2

@@ -68,7 +68,7 @@ class Plan:
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise from_os_error(error, path) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # too long a number, nested too deep
             raise DataError(f"the plan is not JSON: {error}", where=path, hint=_HINT) from error
         return Plan.from_json(tree, where=path)
 

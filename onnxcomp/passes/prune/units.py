@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcomp.passes.fusions.size import integer
 from onnxcomp.passes.prune.atoms import Atoms, Use
 
 #: operators whose second axis of input and output are channels that kernels take in blocks
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
+
+#: channels: fewer are not blocked by any kernel of ONNX Runtime
+_SMALLEST_BLOCK = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Group:
         units: label of each unit, ascending by its first atom: int64, (units,).
         members: (initializer's name, axis) that the units touch.
         uses: the sums through which the units leave the model.
-        channels: how many channels of a convolution one unit is; 0 where no convolution sees it.
+        channels: how many channels that kernels block together one unit is: the fewest over all convolutions, of a
+            grouped one those of one of its groups; 0 where no convolution sees it.
         width: how many indices of a stored axis one unit is, at most: of a head, its columns.
     """
 
@@ -50,8 +55,8 @@ def find_groups(model: ir.Model, atoms: Atoms, labels: np.ndarray, stays: np.nda
     stored = [labels[atoms.axis(model.graph.initializers[name], i).atoms] for name, i in members]
     group_of = _partition(atoms, labels, stays, np.concatenate([*stored, labels[:0]]), leaving)
     member_of, use_of = _by_group(group_of, map(np.unique, stored)), _by_group(group_of, leaving)
-    widths = _most(stored, group_of)
-    channels = _most(_convolved(model, atoms, labels), group_of)
+    widths = _each(stored, group_of, max)
+    channels = _each(_convolved(model, atoms, labels), group_of, min)
     position = np.full(len(stays), atoms.count, np.int64)
     np.minimum.at(position, labels, np.arange(atoms.count))
     made = []
@@ -103,20 +108,27 @@ def _by_group(group_of: np.ndarray, sets: Iterable[np.ndarray]) -> list[list[int
 
 
 def _convolved(model: ir.Model, atoms: Atoms, labels: np.ndarray) -> Iterator[np.ndarray]:
-    """The labels of the channels of every convolution, on both sides."""
+    """The labels of the channels of every convolution, on both sides.
+
+    Of a grouped one only those of its first group, where kernels may block them: each group is blocked alone.
+    """
     for node in model.graph:
         if node.op_type in CONVOLUTIONS and not node.domain:
+            groups = integer(node, "group", 1)
             for value in (node.inputs[0], node.outputs[0]):
                 if value is not None and len(atoms.sizes.of(value) or ()) >= 2:
-                    yield labels[atoms.axis(value, 1).atoms]
+                    found = labels[atoms.axis(value, 1).atoms]
+                    inside = len(found) // max(groups, 1)
+                    yield found[:inside] if inside and inside % _SMALLEST_BLOCK == 0 else found
 
 
-def _most(axes: Iterable[np.ndarray], group_of: np.ndarray) -> list[int]:
-    """For each group, the most indices that one unit has in one of the axes, given by their labels."""
+def _each(axes: Iterable[np.ndarray], group_of: np.ndarray, pick: Callable[[int, int], int]) -> list[int]:
+    """For each group, how many indices one unit has in an axis, given by labels: the most or fewest of all axes."""
     found = [0] * (int(group_of.max(initial=-1)) + 1)
     for labels in axes:
         units, times = np.unique(labels, return_counts=True)
         for g in np.unique(group_of[units]):
             if g >= 0:
-                found[g] = max(found[g], int(times[group_of[units] == g].max()))
+                most = int(times[group_of[units] == g].max())
+                found[g] = pick(found[g] or most, most)
     return found
