@@ -12,9 +12,14 @@ from onnx_ir.passes import common
 from onnxcomp.errors import UnsupportedError
 from onnxcomp.inspect import all_nodes, constants, content_key, op_counts
 from onnxcomp.passes import batchnorm, rewrites
-from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, drop_unused_initializers, option
+from onnxcomp.passes.base import Context, Effect, Pass, drop_inner_shapes, drop_unused_initializers, option, transplant
 
 _ROUNDS = 8  # a rewrite can make a constant, a constant a rewrite; two or three rounds do
+
+_CONSTANT_BYTES = 1 << 18
+
+#: what onnxscript's optimizer raises for graphs that it cannot read
+_INDIGESTIBLE = (ir.passes.PassError, ir.serde.SerdeError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class Simplify(Pass):
     name: ClassVar[str] = "simplify"
     exact: ClassVar[bool] = True
 
-    constant_bytes: int = option(1 << 18, "largest constant that folding may create, in bytes")
+    constant_bytes: int = option(_CONSTANT_BYTES, "largest constant that folding may create, in bytes")
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
         """See the class. Raises UnsupportedError when the optimizer cannot digest the graph."""
@@ -64,20 +69,30 @@ def simplify(model: ir.Model, *, constant_bytes: int, trust_shapes: bool = False
         _rewrite(model, constant_bytes, makers)
         drop_inner_shapes(model)
         _restore_names(model, {name for name in names if name}, makers, nodes=len(names))
-    except (
-        ir.passes.PassError,
-        ir.serde.SerdeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _INDIGESTIBLE as error:
         cause = error.__cause__ or error
         raise UnsupportedError(
             f"the optimizer cannot digest this graph: {type(cause).__name__}: {cause}".splitlines()[0],
             where="simplify",
             hint="the model is unchanged; other passes may still work",
         ) from error
+
+
+def fold_constants(model: ir.Model, *, constant_bytes: int = _CONSTANT_BYTES) -> bool:
+    """Compute in place what depends on no input, and nothing else; whether anything did.
+
+    A graph that onnxscript's optimizer cannot digest stays as it is.
+    """
+    from onnxscript import optimizer
+
+    trial = model.clone()
+    try:
+        folded = optimizer.fold_constants_ir(trial, onnx_shape_inference=True, output_size_limit=constant_bytes)
+    except _INDIGESTIBLE:
+        return False
+    if folded.modified:
+        transplant(model, trial)
+    return bool(folded.modified)
 
 
 def _rewrite(model: ir.Model, constant_bytes: int, makers: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,11 +72,27 @@ def _pruned(found: Json) -> str:
 
 def _cut(found: Json) -> str:
     units, share = found["units"], found["removed_parameters"] / max(found["parameters"], 1)
-    return (
+    line = (
         f"{text.number(units['removed'])} of {text.number(units['of'])} units cut, ranked by {found['importance']}: "
         f"{text.percent(share, 1)} of the parameters gone, {text.percent(found['macs_ratio'], 1)} of the MACs left; "
         f"equal to the model with zeros there within {found['equivalence_error']:.1e}"
     )
+    return line + (_repaired(found["repair"]) if "repair" in found else "")
+
+
+def _repaired(found: Json) -> str:
+    """The worst output before and after, on samples that the repair did not fit."""
+    if not found["chosen"]:
+        return "; not repaired: no step made the outputs better"
+    before, after = (_worst(found["fidelity"][when]) for when in ("before", "after"))
+    judged = text.number(found["samples"]["judged"])
+    return f"; repaired ({', '.join(found['chosen'])}): outputs {before:.1f} -> {after:.1f} dB on {judged} samples"
+
+
+def _worst(fidelity: Json) -> float:
+    """In dB; an output that is equal has none."""
+    found = [output["sqnr_db"] for output in fidelity["outputs"].values() if output["sqnr_db"] is not None]
+    return min(found, default=math.inf)
 
 
 def _corrected(found: Json) -> str:

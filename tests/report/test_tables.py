@@ -128,6 +128,29 @@ def test_record_with_proof_fidelity_and_no_gain(printed):
             "9 -> 7 nodes: -3 Identity, +1 Gemm",
         ),
         ({"nodes": {"before": 9, "after": 9}, "removed": {}, "added": {}}, "9 -> 9 nodes: initializers only"),
+        (
+            {
+                "equivalence_error": 1.6e-7,
+                "units": {"removed": 128, "of": 448},
+                "importance": "elimination",
+                "removed_parameters": 466,
+                "parameters": 1000,
+                "macs_ratio": 0.433,
+                "repair": {
+                    "chosen": ["sequential"],
+                    "samples": {"fitted": 328, "judged": 82},
+                    "fidelity": {
+                        "before": {"outputs": {"a": {"sqnr_db": -1.26}, "b": {"sqnr_db": None}}},
+                        "after": {"outputs": {"a": {"sqnr_db": 15.05}, "b": {"sqnr_db": 16.0}}},
+                    },
+                },
+            },
+            (
+                "128 of 448 units cut, ranked by elimination: 46.6 % of the parameters gone, 43.3 % of the MACs left; "
+                "equal to the model with zeros there within 1.6e-07; "
+                "repaired (sequential): outputs -1.3 -> 15.1 dB on 82 samples"
+            ),
+        ),
         ({"opset": {"before": 11, "after": 20}}, "opset 11 -> 20"),
         ({"tied": 4, "bytes": 12}, "tied 4, bytes 12"),
     ],

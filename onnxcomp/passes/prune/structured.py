@@ -20,6 +20,7 @@ from onnxcomp.passes.prune.atoms import RefusedError
 from onnxcomp.passes.prune.cut import Kept, cut
 from onnxcomp.passes.prune.elimination import by_elimination
 from onnxcomp.passes.prune.units import Group
+from onnxcomp.passes.simplify import fold_constants
 
 _SPARSITY = 0.3
 
@@ -111,6 +112,7 @@ class PruneStructured(Pass):
         refuse_quantized(model)
         excluded = {node for nodes in named(model, self.exclude).values() for node in nodes}
         make_constants(model)
+        fold_constants(model)  # an exported bias of zeros may be computed from the shape of its weight
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         analysis = analyse(model, excluded)
         _finite(analysis)
