@@ -86,27 +86,51 @@ def difference(reference: ir.Model, candidate: ir.Model, data: Batches | None, w
     Raises GateError where no made-up input runs or a model does not load, AccuracyGateError where the candidate
     alone does not run.
     """
-    paths = [models.write_to(m, workdir, name) for m, name in ((reference, "masked"), (candidate, "cut"))]
-    try:
-        sessions = [runtime.open_session(path, settings=runtime.frugal(path)) for path in paths]
-    except InvalidModelError as error:
-        raise GateError(f"the cut model cannot be checked: {error.message}", hint=_REPORT) from error
-    finally:
-        for path in paths:
-            path.unlink()
-    real = [] if data is None else list(itertools.islice((batch.feeds for batch in data.in_batches_of(2)), _BATCHES))
     scales = {value.name or "": 1.0 if _bounded(value) else 0.0 for value in reference.graph.outputs}
-    if real:
-        return _worst(sessions, real, scales)
+    # one after the other: a large model is in memory once
+    feeds, expected = _expected(reference, data, workdir)
+    session = _opened(candidate, workdir, "cut")
+    worst = 0.0
+    for feed, outputs in zip(feeds, expected, strict=True):
+        try:
+            found = session.run(feed)
+        except DataError as error:
+            raise AccuracyGateError(
+                f"the cut model does not run where the whole one does: {error.message}", hint=_REPORT
+            ) from error
+        worst = max(worst, _relative(outputs, found, scales))
+    return worst
+
+
+def _expected(
+    reference: ir.Model, data: Batches | None, workdir: Path
+) -> tuple[Sequence[Mapping[str, np.ndarray]], Sequence[Mapping[str, runtime.Output]]]:
+    """(inputs, what the reference makes of them)."""
+    session = _opened(reference, workdir, "masked")
+    if data is not None:
+        real = [batch.feeds for batch in itertools.islice(data.in_batches_of(2), _BATCHES)]
+        if real:
+            return real, [session.run(feed) for feed in real]
     for batches in _made_up(reference):
         try:
-            return _worst(sessions, [batch.feeds for batch in batches], scales)
+            made = [batch.feeds for batch in batches]
+            return made, [session.run(feed) for feed in made]
         except (DataError, UsageError):
             continue
     raise GateError(
         "equivalence cannot be shown: no made-up input runs on this model",
         hint="give --data with some real samples; nothing was written",
     )
+
+
+def _opened(model: ir.Model, workdir: Path, name: str) -> runtime.Session:
+    path = models.write_to(model, workdir, name)
+    try:
+        return runtime.open_session(path, settings=runtime.frugal(path))
+    except InvalidModelError as error:
+        raise GateError(f"the cut model cannot be checked: {error.message}", hint=_REPORT) from error
+    finally:
+        path.unlink()
 
 
 def prove(reference: ir.Model, candidate: ir.Model, data: Batches | None, workdir: Path) -> float:
@@ -123,23 +147,6 @@ def prove(reference: ir.Model, candidate: ir.Model, data: Batches | None, workdi
             hint=_REPORT,
         )
     return found
-
-
-def _worst(
-    sessions: Sequence[runtime.Session], feeds: Sequence[Mapping[str, np.ndarray]], scales: Mapping[str, float]
-) -> float:
-    reference, candidate = sessions
-    worst = 0.0
-    for feed in feeds:
-        expected = reference.run(feed)
-        try:
-            found = candidate.run(feed)
-        except DataError as error:
-            raise AccuracyGateError(
-                f"the cut model does not run where the whole one does: {error.message}", hint=_REPORT
-            ) from error
-        worst = max(worst, _relative(expected, found, scales))
-    return worst
 
 
 def _bounded(value: ir.Value | None) -> bool:
