@@ -8,7 +8,7 @@ from block_graphs import parsed, transformer
 from onnx import TensorProto, helper
 
 from onnxcomp.model import load
-from onnxcomp.passes.prune.branches import Branches
+from onnxcomp.passes.prune.residual.branches import Branches
 
 MATRIX = {"w": (8, 8), "v": (8, 8)}
 

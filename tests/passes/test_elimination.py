@@ -12,7 +12,7 @@ from onnxcomp.errors import UsageError
 from onnxcomp.model import load, signature
 from onnxcomp.passes import PruneStructured
 from onnxcomp.passes.prune.analysis import analyse
-from onnxcomp.passes.prune.elimination import by_elimination
+from onnxcomp.passes.prune.repair.elimination import by_elimination
 from onnxcomp.pipeline import optimize
 
 RNG = np.random.default_rng(3)

@@ -18,9 +18,9 @@ from onnx import helper, numpy_helper
 from onnxcomp.errors import InvalidModelError, NoEffectError, UsageError
 from onnxcomp.model import load
 from onnxcomp.passes import PruneMagnitude
-from onnxcomp.passes.prune import smallest as ranking
-from onnxcomp.passes.prune.download import LEVEL
-from onnxcomp.passes.prune.smallest import smallest
+from onnxcomp.passes.prune.zeros import smallest as ranking
+from onnxcomp.passes.prune.zeros.download import LEVEL
+from onnxcomp.passes.prune.zeros.smallest import smallest
 from onnxcomp.pipeline import optimize, optimize_file
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]

@@ -14,8 +14,8 @@ from onnxcomp.errors import NoEffectError, UsageError
 from onnxcomp.inspect import weights
 from onnxcomp.model import load
 from onnxcomp.passes import PruneMagnitude
-from onnxcomp.passes.prune.patterns import Pattern
-from onnxcomp.passes.prune.sums import uses
+from onnxcomp.passes.prune.zeros.patterns import Pattern
+from onnxcomp.passes.prune.zeros.sums import uses
 from onnxcomp.pipeline import optimize
 
 

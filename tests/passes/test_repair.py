@@ -21,7 +21,7 @@ from onnxcomp.data import Batches
 from onnxcomp.errors import CalibrationError, DataError, UsageError
 from onnxcomp.model import load, signature
 from onnxcomp.passes import PruneStructured
-from onnxcomp.passes.prune.least_squares import product, solve
+from onnxcomp.passes.prune.repair.least_squares import product, solve
 from onnxcomp.pipeline import optimize, optimize_file
 
 RNG = np.random.default_rng(7)

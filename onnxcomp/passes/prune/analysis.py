@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from onnxcomp.inspect import WEIGHT_INPUTS, stored_origin
 from onnxcomp.passes.fusions.sizes import Sizes
-from onnxcomp.passes.prune import rules_linear, rules_moving, rules_reshape
 from onnxcomp.passes.prune.atoms import Atoms, Axis, RefusedError
+from onnxcomp.passes.prune.rules import linear, moving, reshape
 from onnxcomp.passes.prune.shapes import keep_read_sizes
 from onnxcomp.passes.prune.units import CONVOLUTIONS, Group, find_groups
 
-_RULES = {**rules_linear.RULES, **rules_moving.RULES}
+_RULES = {**linear.RULES, **moving.RULES}
 _RESHAPES = {"Flatten", "Reshape"}
 
 #: they read the type or the sizes of an input, not what it holds
@@ -73,29 +73,29 @@ def analyse(model: ir.Model, excluded: Collection[str] = ()) -> Analysis:
     """
     sizes = Sizes(model)
     atoms = Atoms(sizes, opset=model.opset_imports.get("", 1))
-    runs: list[rules_reshape.Run] = []
+    runs: list[reshape.Run] = []
     for node in model.graph:
         runs += _apply(atoms, node)
         if node.name in excluded:
             atoms.freeze_node(node, "it is excluded", understood=True)
     keep_read_sizes(atoms, model.graph)
     _freeze_ends(atoms, model)
-    labels, stays = rules_reshape.choose(atoms, runs)
+    labels, stays = reshape.choose(atoms, runs)
     groups = find_groups(model, atoms, labels, stays)
     return Analysis(model, atoms, labels, groups, _refused(model, atoms, labels, stays))
 
 
-def _apply(atoms: Atoms, node: ir.Node) -> list[rules_reshape.Run]:
+def _apply(atoms: Atoms, node: ir.Node) -> list[reshape.Run]:
     """Run the rule of a node; the Reshapes that need a choice."""
     atoms.node = node
     atoms.touched.clear()
     mark, uses = atoms.mark(), len(atoms.uses)
-    runs: list[rules_reshape.Run] = []
+    runs: list[reshape.Run] = []
     try:
         if node.domain or not (node.op_type in _RULES or node.op_type in _RESHAPES):
             raise RefusedError(_no_rule(node))
         if node.op_type in _RESHAPES:
-            runs = rules_reshape.reshape(atoms, node)
+            runs = reshape.reshape(atoms, node)
         else:
             _RULES[node.op_type](atoms, node)
     except RefusedError as refused:

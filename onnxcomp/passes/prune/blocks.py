@@ -22,8 +22,8 @@ from onnxcomp.passes.base import (
     named,
     option,
 )
-from onnxcomp.passes.prune.branches import Block, Branches
-from onnxcomp.passes.prune.switches import Switched, replace, values_by_name
+from onnxcomp.passes.prune.residual.branches import Block, Branches
+from onnxcomp.passes.prune.residual.switches import Switched, replace, values_by_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from onnxcomp.passes.base import drop_inner_shapes, drop_unused_initializers
 from onnxcomp.passes.fusions.size import Dims, Size, integer
 from onnxcomp.passes.prune.analysis import Analysis
 from onnxcomp.passes.prune.atoms import RefusedError
-from onnxcomp.passes.prune.rules_linear import input_at
-from onnxcomp.passes.prune.rules_moving import bounds
+from onnxcomp.passes.prune.rules.linear import input_at
+from onnxcomp.passes.prune.rules.moving import bounds
 from onnxcomp.passes.prune.shapes import SHAPE_INPUTS
 from onnxcomp.passes.prune.units import Group
 

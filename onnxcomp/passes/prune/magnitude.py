@@ -14,11 +14,11 @@ from onnxcomp import worker
 from onnxcomp.errors import InvalidModelError, NoEffectError, UsageError
 from onnxcomp.inspect import Weight, all_nodes, stored_origin, weights
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
-from onnxcomp.passes.prune.download import LEVEL, Download
-from onnxcomp.passes.prune.patterns import Pattern
-from onnxcomp.passes.prune.scored import scored
-from onnxcomp.passes.prune.smallest import smallest
-from onnxcomp.passes.prune.sums import Summed, uses
+from onnxcomp.passes.prune.zeros.download import LEVEL, Download
+from onnxcomp.passes.prune.zeros.patterns import Pattern
+from onnxcomp.passes.prune.zeros.scored import scored
+from onnxcomp.passes.prune.zeros.smallest import smallest
+from onnxcomp.passes.prune.zeros.sums import Summed, uses
 
 _LABEL = "download size only: ORT runs zeros as fast as any number, and the .onnx file keeps its size"
 

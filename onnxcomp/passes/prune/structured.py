@@ -13,12 +13,13 @@ from onnxcomp.errors import InvalidModelError, NoEffectError, UnsupportedError, 
 from onnxcomp.inspect import all_nodes, constants, is_parameter
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
 from onnxcomp.passes.batchnorm import make_constants
-from onnxcomp.passes.prune import equivalence, importance, plan, repair, selection
+from onnxcomp.passes.prune import equivalence, importance, plan, selection
 from onnxcomp.passes.prune.allocation import Choice, Goal, choose
 from onnxcomp.passes.prune.analysis import Analysis, analyse
 from onnxcomp.passes.prune.atoms import RefusedError
 from onnxcomp.passes.prune.cut import Kept, cut
-from onnxcomp.passes.prune.elimination import by_elimination
+from onnxcomp.passes.prune.repair import steps as repair
+from onnxcomp.passes.prune.repair.elimination import by_elimination
 from onnxcomp.passes.prune.units import Group
 from onnxcomp.passes.simplify import fold_constants
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from onnxcomp.errors import UsageError
-from onnxcomp.passes.prune.smallest import keys
+from onnxcomp.passes.prune.zeros.smallest import keys
 
 #: elements that are looked at at a time: what is made of them takes tens of MiB
 _ELEMENTS = 1 << 20

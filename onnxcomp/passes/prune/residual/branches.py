@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 
 from onnxcomp.inspect import MODULE, WEIGHT_INPUTS, all_nodes, stored_origin
 from onnxcomp.passes.fusions.sizes import Sizes
-from onnxcomp.passes.prune.meeting import bodies, joins, needed, users
+from onnxcomp.passes.prune.residual.meeting import bodies, joins, needed, users
 
 _ALONE = "the sum of two branches of which none is the value that both start from"
 _SIZE = "its size is not known to be that of the value that would take its place"

@@ -11,7 +11,7 @@ from onnxcomp.data import Batches
 from onnxcomp.inspect import stored_origin
 from onnxcomp.passes.base import Context, drop_unused_initializers
 from onnxcomp.passes.prune.importance import Squares
-from onnxcomp.passes.prune.levels import levels
+from onnxcomp.passes.prune.repair.levels import levels
 
 
 def normalizations(model: ir.Model) -> list[ir.Node]:

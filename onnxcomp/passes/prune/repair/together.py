@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from onnxcomp.activations import Moments, moments_of, observe
 from onnxcomp.data import Batches
 from onnxcomp.passes.base import drop_unused_initializers
-from onnxcomp.passes.prune.consumers import Consumer
+from onnxcomp.passes.prune.repair.consumers import Consumer
 
 _PREFIX = "onnxcomp_candidate/"
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxcomp.passes.fusions.size import ONE, integer, permutation
 from onnxcomp.passes.prune.atoms import Atoms, Axis, RefusedError
-from onnxcomp.passes.prune.rules_linear import input_at, required, used
+from onnxcomp.passes.prune.rules.linear import input_at, required, used
 
 _ELEMENTWISE = {
     *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot"),

@@ -12,8 +12,8 @@ from onnxcomp.activations import observe
 from onnxcomp.inspect import Weight
 from onnxcomp.passes.base import Context
 from onnxcomp.passes.prune.importance import Squares
-from onnxcomp.passes.prune.patterns import Pattern
-from onnxcomp.passes.prune.sums import Summed
+from onnxcomp.passes.prune.zeros.patterns import Pattern
+from onnxcomp.passes.prune.zeros.sums import Summed
 
 _WHY_WHOLE = "what its weight is multiplied with is not observed: the weight stays whole"
 

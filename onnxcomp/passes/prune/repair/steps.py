@@ -16,12 +16,12 @@ from onnxcomp.data import Batches
 from onnxcomp.errors import DataError
 from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
 from onnxcomp.passes.base import Context, transplant
-from onnxcomp.passes.prune import consumers, fit
-from onnxcomp.passes.prune.consumers import Consumer
 from onnxcomp.passes.prune.cut import Kept
-from onnxcomp.passes.prune.levels import levels
-from onnxcomp.passes.prune.reestimate import normalizations, reestimate
-from onnxcomp.passes.prune.together import observe_both
+from onnxcomp.passes.prune.repair import consumers, fit
+from onnxcomp.passes.prune.repair.consumers import Consumer
+from onnxcomp.passes.prune.repair.levels import levels
+from onnxcomp.passes.prune.repair.reestimate import normalizations, reestimate
+from onnxcomp.passes.prune.repair.together import observe_both
 
 Method = Literal["none", "bias", "lstsq"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxcomp.activations import Moments
-from onnxcomp.passes.prune.consumers import Consumer
-from onnxcomp.passes.prune.least_squares import product, solve
+from onnxcomp.passes.prune.repair.consumers import Consumer
+from onnxcomp.passes.prune.repair.least_squares import product, solve
 
 #: weights are drawn to what they were by this share of the inputs' mean square. On MiniLM 0.001 to 0.03 differ by
 #: 0.002 in cosine, less on sentences of another kind, and 0.1 is worse

@@ -12,9 +12,9 @@ from onnxcomp.activations import Moments, observe_moments
 from onnxcomp.data import Batches
 from onnxcomp.passes.prune.analysis import Analysis
 from onnxcomp.passes.prune.atoms import Use
-from onnxcomp.passes.prune.consumers import refusal
-from onnxcomp.passes.prune.fit import DAMPING
-from onnxcomp.passes.prune.least_squares import product, solve
+from onnxcomp.passes.prune.repair.consumers import refusal
+from onnxcomp.passes.prune.repair.fit import DAMPING
+from onnxcomp.passes.prune.repair.least_squares import product, solve
 from onnxcomp.passes.prune.units import Group
 
 #: of the units that are left, one in so many goes at a time; on MiniLM 24, 96 and 384 in a row did as well

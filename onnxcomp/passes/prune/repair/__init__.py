@@ -1,0 +1,1 @@
+"""Make good what a cut takes from the outputs, without training."""

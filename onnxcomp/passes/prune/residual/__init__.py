@@ -1,0 +1,1 @@
+"""Residual branches and layers: where they are, and what the outputs miss without them."""

@@ -1,0 +1,1 @@
+"""What each operator says about the axes of its tensors."""

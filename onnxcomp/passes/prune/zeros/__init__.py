@@ -1,0 +1,1 @@
+"""Which weights become zero: exact counts, N:M, scores, the size of the download."""
