@@ -45,8 +45,8 @@ def tolerance(model: ir.Model) -> float:
 def masked(kept: Kept) -> ir.Model:
     """A copy of the analysed model in which the removed parts of all weights that sum over units are zero.
 
-    Each weight is multiplied by ones and zeros where it is read: one that is read elsewhere too (a tied
-    embedding) stays whole there.
+    A weight that is read elsewhere too (a tied embedding), or is computed, is multiplied by ones and zeros where it
+    is read, and stays whole there; another is written with zeros.
     """
     original = kept.analysis.model
     copy = original.clone()
@@ -62,20 +62,40 @@ def masked(kept: Kept) -> ir.Model:
         shape[use.weight_axis] = dims[use.weight_axis].factor
         ones = np.zeros(shape[use.weight_axis], np.float32)
         ones[left] = 1
-        name = f"onnxcomp_mask_{number}"
         dtype = stored_type(use.weight)
-        mask = ir.Value(
+        mask = ones.reshape(shape).astype(dtype.numpy())
+        if _read_once(use.weight):
+            value = copy.graph.initializers[use.weight.name or ""]
+            assert value.const_value is not None
+            value.const_value = _masked(value.const_value, mask)
+            continue
+        name = f"onnxcomp_mask_{number}"
+        factor = ir.Value(
             name=name,
-            const_value=ir.Tensor(ones.reshape(shape).astype(dtype.numpy()), name=name, dtype=dtype),
+            const_value=ir.Tensor(mask, name=name, dtype=dtype),
             shape=ir.Shape(shape),
             type=ir.TensorType(dtype),
         )
-        copy.graph.register_initializer(mask)
-        product = ir.node("Mul", [node.inputs[index], mask])
+        copy.graph.register_initializer(factor)
+        product = ir.node("Mul", [node.inputs[index], factor])
         product.outputs[0].name = f"{name}_product"
         copy.graph.insert_before(node, product)
         node.replace_input_with(index, product.outputs[0])
     return copy
+
+
+def _read_once(weight: ir.Value) -> bool:
+    """Whether it is an initializer that one input of one node reads."""
+    return weight.is_initializer() and len(weight.uses()) == 1 and not weight.is_graph_output()
+
+
+def _masked(tensor: ir.TensorProtocol, mask: np.ndarray) -> ir.TensorProtocol:
+    """Times a mask that it has the axes of; made when it is written."""
+
+    def make() -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy() * mask, name=tensor.name, dtype=tensor.dtype)
+
+    return ir.LazyTensor(make, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 def difference(reference: ir.Model, candidate: ir.Model, data: Batches | None, workdir: Path) -> float:

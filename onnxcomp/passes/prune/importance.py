@@ -15,6 +15,9 @@ from onnxcomp.passes.prune.analysis import Analysis
 from onnxcomp.passes.prune.atoms import Use
 from onnxcomp.passes.prune.units import Group
 
+#: numbers that are float64 at a time
+_AT_ONCE = 1 << 20
+
 Measure = Literal["l1", "l2", "activation"]
 
 
@@ -70,16 +73,14 @@ def by_weights(analysis: Analysis, group: Group, measure: Measure) -> np.ndarray
     Parameters of one axis (biases, normalizations) count only where there is nothing else.
     """
     graph = analysis.model.graph
-    power: Callable[[np.ndarray], np.ndarray] = np.abs if measure == "l1" else np.square
+    power = np.abs if measure == "l1" else np.square
     score = np.zeros(len(group))
     members = [(graph.initializers[name], axis) for name, axis in group.members]
     ranks = [len(analysis.atoms.dims(value)) for value, _ in members]
     for (value, axis), rank in zip(members, ranks, strict=True):
         if rank < 2 <= max(ranks) or value.const_value is None:
             continue
-        array = value.const_value.numpy()
-        others = tuple(i for i in range(array.ndim) if i != axis)
-        _add(score, analysis.units_of(group, value, axis), power(array.astype(np.float64)).sum(others))
+        _add(score, analysis.units_of(group, value, axis), _sums(value.const_value.numpy(), axis, power))
     return score if measure == "l1" else np.sqrt(score)
 
 
@@ -112,14 +113,21 @@ def _loss(use: Use, squares: Squares) -> np.ndarray | None:
     matrix = use.matrix()
     if matrix is None or not squares.count:
         return None
-    square = np.square(matrix.astype(np.float64))
-    axis = use.weight_axis
     if use.groups > 1:  # (groups * out, in, ...): channel g * in + j is column j of the rows of group g
-        square = square.reshape(use.groups, -1, *square.shape[1:]).swapaxes(1, 2)
-        weights = square.reshape(*square.shape[:2], -1).sum(-1).reshape(-1)
+        parts = matrix.reshape(use.groups, -1, *matrix.shape[1:])
+        weights = np.concatenate([_sums(part, 1, np.square) for part in parts])
     else:
-        weights = square.sum(tuple(i for i in range(square.ndim) if i != axis))
+        weights = _sums(matrix, use.weight_axis, np.square)
     return None if len(weights) != len(squares.total) else weights * squares.mean
+
+
+def _sums(array: np.ndarray, axis: int, power: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """For each index of an axis the sum of the powers: float64. A part of the array at a time is wide."""
+    rows = np.moveaxis(array, axis, 0)
+    step = max(1, _AT_ONCE * len(rows) // max(array.size, 1))
+    others = tuple(range(1, rows.ndim))
+    parts = [power(rows[i : i + step].astype(np.float64)).sum(others) for i in range(0, len(rows), step)]
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def _add(score: np.ndarray, units: np.ndarray, values: np.ndarray) -> None:
