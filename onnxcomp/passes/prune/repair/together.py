@@ -73,7 +73,7 @@ def _take_in(both: ir.Model, other: ir.Model) -> None:
         both.graph.register_initializer(value)
     for node in list(other.graph):
         other.graph.remove(node)
-        node.name = _PREFIX + (node.name or "")
+        node.name = _PREFIX + node.name if node.name else node.name
         for output in node.outputs:
             output.name = _PREFIX + output.name if output.name else output.name
         both.graph.append(node)
