@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builders
 import numpy as np
 import pytest
 import real_data
 
 from onnxcomp import runtime
+from onnxcomp.errors import UsageError
 from onnxcomp.passes import QuantizeStatic
 from onnxcomp.passes.quantize.damage import Emulation
 from onnxcomp.pipeline import optimize_file
@@ -66,3 +68,12 @@ def test_a_detector_keeps_its_first_layers_and_its_outputs(shared, tmp_path):
     added = {node: why for node, why in skipped[0.25].items() if node not in skipped[None]}
     assert 1 <= len(added) <= 4
     assert all("max_node_error" in why for why in added.values())
+
+
+@pytest.mark.parametrize("limit", [-0.1, float("nan")])
+def test_a_limit_that_is_none(limit, tmp_path):
+    source = builders.save(builders.cnn(), tmp_path / "m.onnx")
+    data = {"image": builders.samples(8, 3, 8, 8)}
+    with pytest.raises(UsageError, match="max_node_error"):
+        optimize_file(source, tmp_path / "o.onnx", [QuantizeStatic(max_node_error=limit)], data=data)
+    assert not (tmp_path / "o.onnx").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcomp.data import Batches
-from onnxcomp.errors import CalibrationError
+from onnxcomp.errors import CalibrationError, UsageError
 from onnxcomp.passes.base import Context, Effect, Pass, option
 from onnxcomp.passes.quantize import _ort, calibrate, common, harmful, kernels, policy, shared, tied
 
@@ -55,7 +55,9 @@ class QuantizeStatic(Pass):
     )
 
     def apply(self, model: ir.Model, context: Context) -> Effect:
-        """Raises what `common.prepare` raises; CalibrationError for data that cannot calibrate."""
+        """Raises what `common.prepare` raises; CalibrationError for data that cannot calibrate; UsageError."""
+        if self.max_node_error is not None and not self.max_node_error >= 0:  # nan too
+            raise UsageError(f"max_node_error {self.max_node_error} is not 0 or more", where="max_node_error")
         if context.data is None:
             raise CalibrationError("static quantization needs data", where="data", hint="give --data")
         context.data.require_real("calibration")
