@@ -10,7 +10,7 @@ from onnxcomp.bench.compare import Comparison
 from onnxcomp.bench.environment import Environment
 from onnxcomp.bench.feeds import Feeds
 from onnxcomp.bench.latency import Latency
-from onnxcomp.bench.memory import Memory
+from onnxcomp.memory import Memory
 from onnxcomp.bench.placement import Placement
 from onnxcomp.bench.trust import Trust
 from onnxcomp.model import ModelFile

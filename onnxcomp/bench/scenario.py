@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxcomp import worker
+from onnxcomp import memory, worker
 from onnxcomp.bench import compare as comparing
-from onnxcomp.bench import latency, memory, runner, statistics, trust
+from onnxcomp.bench import latency, runner, statistics, trust
 from onnxcomp.bench.clock import Clock, clock_for
 from onnxcomp.bench.environment import capture
 from onnxcomp.bench.feeds import Feeds, check_same_inputs, make_feeds

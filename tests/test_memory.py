@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxcomp.bench import memory
+from onnxcomp import memory
 
 
 def test_unreadable_is_none(tmp_path):

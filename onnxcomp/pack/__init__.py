@@ -1,0 +1,1 @@
+"""A serving pack: a model whose weights worker processes of one host share."""

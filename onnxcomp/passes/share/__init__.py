@@ -1,0 +1,1 @@
+"""Parameter sharing: equal tensors once, codebooks, low rank."""
