@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "optimize": "Rewrite a model into an equal, smaller graph.",
     "quantize": "Quantize a model to int8, dynamic or static.",
     "prune": "Prune the weights of a model.",
+    "share": "Store the weights of a model in fewer numbers.",
     "run": "Run a recipe of passes on a model.",
     "compare": "Measure how near a candidate's outputs are to a reference's.",
     "evaluate": "Judge a model against labels, with intervals.",

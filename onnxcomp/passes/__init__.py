@@ -14,6 +14,7 @@ from onnxcomp.passes.quantize import (
     QuantizeWeights,
     Smooth,
 )
+from onnxcomp.passes.share import TieInitializers
 from onnxcomp.passes.simplify import Simplify
 
 CATALOGUE: tuple[type[Pass], ...] = (
@@ -31,6 +32,7 @@ CATALOGUE: tuple[type[Pass], ...] = (
     QuantizeStatic,
     QuantizeWeights,
     CastFloat,
+    TieInitializers,
 )
 
 __all__ = [
@@ -52,5 +54,6 @@ __all__ = [
     "QuantizeWeights",
     "Simplify",
     "Smooth",
+    "TieInitializers",
     "UpgradeOpset",
 ]

@@ -113,6 +113,11 @@ def _smoothed(found: Json) -> str:
     return f"{found['smoothed']} of {found['of']} activations; {own} of them by a multiplication of their own"
 
 
+def _tied(found: Json) -> str:
+    turned = f", {len(found['transposed'])} of them as transposes" if found["transposed"] else ""
+    return f"{text.number(found['tied'])} stored tensors went{turned}: {text.size(found['bytes_saved'])} saved"
+
+
 def _cast(found: Json) -> str:
     stored, nodes = found["weight_bytes"], found["nodes"]
     return (
@@ -141,6 +146,7 @@ _BY_KEY: Mapping[str, Callable[[Json], str]] = {
     "blocks": _shortened,
     "removed_parameters": _pruned,
     "smoothed": _smoothed,
+    "tied": _tied,
     "equalized": lambda found: f"{found['equalized']} of {found['pairs']} pairs of layers",
     "corrected": _corrected,
     "casts": _cast,

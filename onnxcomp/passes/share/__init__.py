@@ -1,1 +1,5 @@
 """Parameter sharing: equal tensors once, codebooks, low rank."""
+
+from onnxcomp.passes.share.tie import TieInitializers
+
+__all__ = ["TieInitializers"]
