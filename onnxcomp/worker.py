@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pickle
 import resource
@@ -22,7 +23,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
 import psutil
@@ -75,34 +77,48 @@ def isolated(
     Raises what `fn` raises if it is an OnnxcompError; WorkerCrashError (a signal),
     WorkerTimeoutError, LimitError (memory); RemoteError for anything unexpected.
     """
-    if getattr(fn, "__module__", "") == "__main__":
-        raise UsageError("a worker cannot import a function of the main script", where=fn, hint="move it to a module")
+
+    def heard(_index: int, text: str, fraction: float | None) -> None:
+        if on_progress is not None:
+            on_progress(text, fraction)
+
+    (result,) = side_by_side([functools.partial(fn, *args, **kwargs)], limits=limits, on_progress=heard)
+    return result
+
+
+def side_by_side(
+    calls: Sequence[functools.partial[T]],
+    *,
+    limits: WorkerLimits | None = None,
+    on_progress: Callable[[int, str, float | None], None] | None = None,
+) -> list[T]:
+    """Make each call in a child process of its own, all at the same time; their results in order.
+
+    Args:
+        calls: `functools.partial`s of functions as `isolated` takes them.
+        limits: what all of them together may use.
+        on_progress: called with (index of the call, text, fraction or None) for every `report`.
+
+    The first that fails ends the others. Raises as `isolated` does.
+    """
+    for call in calls:
+        if getattr(call.func, "__module__", "") == "__main__":
+            hint = "move it to a module"
+            raise UsageError("a worker cannot import a function of the main script", where=call.func, hint=hint)
     limits = limits or WorkerLimits()
-    task = pickle.dumps((fn, args, kwargs))
-    read_fd, write_fd = os.pipe()
-    with os.fdopen(read_fd, "rb", buffering=0) as results:
-        child = subprocess.Popen(
-            [sys.executable, "-c", _BOOT.format(path=sys.path, fd=write_fd)],
-            stdin=subprocess.PIPE,
-            stdout=_stderr(),
-            pass_fds=(write_fd,),
-            process_group=0,
-        )
-        os.close(write_fd)
-        try:
-            with _terminate_as_interrupt():
-                result: T = _supervise(child, task, results, limits, on_progress)
-                return result
-        except BaseException:
-            _stop(child)
-            raise
-        finally:
-            if child.stdin is not None:
-                with contextlib.suppress(OSError):
-                    child.stdin.close()
-            child.wait()
-            with contextlib.suppress(OSError):
-                os.killpg(child.pid, signal.SIGKILL)  # what it has started and left behind
+    tasks = [pickle.dumps(call) for call in calls]
+    children: list[_Child] = []
+    try:
+        with _terminate_as_interrupt():
+            for index, task in enumerate(tasks):
+                children.append(_start(task, "" if len(tasks) == 1 else f"process {index + 1} of {len(tasks)}"))
+            return _supervise(children, limits, on_progress)
+    except BaseException:
+        _stop(children)
+        raise
+    finally:
+        for child in children:
+            _bury(child)
 
 
 def report(text: str, fraction: float | None = None) -> None:
@@ -129,53 +145,84 @@ def _stderr() -> int:
         return 2
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Child:
+    """A running child: its process, the pipe of its messages, and which one it is among several."""
+
+    process: subprocess.Popen[bytes]
+    results: IO[bytes]
+    name: str
+    buffer: bytearray = dataclasses.field(default_factory=bytearray)
+
+
+def _start(task: bytes, name: str) -> _Child:
+    read_fd, write_fd = os.pipe()
+    results = os.fdopen(read_fd, "rb", buffering=0)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT.format(path=sys.path, fd=write_fd)],
+            stdin=subprocess.PIPE,
+            stdout=_stderr(),
+            pass_fds=(write_fd,),
+            process_group=0,
+        )
+    except BaseException:
+        results.close()
+        raise
+    finally:
+        os.close(write_fd)
+    threading.Thread(target=_feed, args=(process, task), daemon=True).start()
+    return _Child(process, results, name)
+
+
 def _supervise(
-    child: subprocess.Popen[bytes],
-    task: bytes,
-    results: IO[bytes],
+    children: Sequence[_Child],
     limits: WorkerLimits,
-    on_progress: Callable[[str, float | None], None] | None,
-) -> Any:
+    on_progress: Callable[[int, str, float | None], None] | None,
+) -> list[Any]:
     memory_limit = limits.memory_bytes or int(psutil.virtual_memory().available * 0.8)
-    feeder = threading.Thread(target=_feed, args=(child, task), daemon=True)
-    feeder.start()
     start = heard = time.monotonic()
-    buffer = bytearray()
-    while True:
-        ended = child.poll() is not None
-        ready, _, _ = select.select([results], [], [], 0 if ended else _POLL)
+    answers: dict[int, Any] = {}
+    while len(answers) < len(children):
+        running = [(index, child) for index, child in enumerate(children) if index not in answers]
+        ended = {index for index, child in running if child.process.poll() is not None}
+        ready, _, _ = select.select([child.results for _, child in running], [], [], 0 if ended else _POLL)
         now = time.monotonic()
-        if ready:
-            piece = os.read(results.fileno(), 1 << 20)
-            if not piece:
+        for index, child in running:
+            if child.results in ready:
+                heard = now
+                for kind, value in _read(child, memory_limit):
+                    if kind == "progress":
+                        if on_progress is not None:
+                            on_progress(index, *value)
+                        continue
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.process.wait(_GRACE)  # it has nothing left to do but leave
+                    if kind != "result":
+                        raise value if kind == "error" else RemoteError(value)
+                    answers[index] = value
+            elif index in ended:
+                # a process that it forked still holds the pipe open
                 raise _death(child, memory_limit)
-            buffer += piece
-            heard = now
-            for kind, value in _messages(buffer):
-                if kind == "progress":
-                    if on_progress is not None:
-                        on_progress(*value)
-                    continue
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(_GRACE)  # it has nothing left to do but leave
-                if kind == "result":
-                    return value
-                raise value if kind == "error" else RemoteError(value)
-        elif ended:
-            # a process that it forked still holds the pipe open
-            raise _death(child, memory_limit)
-        used = _resident(child.pid)
-        if used > memory_limit:
-            raise LimitError(
-                f"the worker used {used >> 20} MiB of memory, the limit is {memory_limit >> 20} MiB",
-                hint="raise --memory-limit, use smaller batches, or a machine with more memory",
-            )
-        if limits.seconds is not None and now - start > limits.seconds:
-            raise WorkerTimeoutError(f"the worker ran longer than {limits.seconds:g} s", hint="raise --time-limit")
-        if limits.stall_seconds is not None and now - heard > limits.stall_seconds:
-            raise WorkerTimeoutError(
-                f"the worker made no progress for {limits.stall_seconds:g} s", hint="raise --time-limit"
-            )
+        _check_limits(children, limits, memory_limit, since_start=now - start, silent=now - heard)
+    return [answers[index] for index in range(len(children))]
+
+
+def _check_limits(
+    children: Sequence[_Child], limits: WorkerLimits, memory_limit: int, *, since_start: float, silent: float
+) -> None:
+    used = _held([child.process.pid for child in children])
+    if used > memory_limit:
+        raise LimitError(
+            f"the worker used {used >> 20} MiB of memory, the limit is {memory_limit >> 20} MiB",
+            hint="raise --memory-limit, use smaller batches, or a machine with more memory",
+        )
+    if limits.seconds is not None and since_start > limits.seconds:
+        raise WorkerTimeoutError(f"the worker ran longer than {limits.seconds:g} s", hint="raise --time-limit")
+    if limits.stall_seconds is not None and silent > limits.stall_seconds:
+        raise WorkerTimeoutError(
+            f"the worker made no progress for {limits.stall_seconds:g} s", hint="raise --time-limit"
+        )
 
 
 def _feed(child: subprocess.Popen[bytes], task: bytes) -> None:
@@ -187,7 +234,13 @@ def _feed(child: subprocess.Popen[bytes], task: bytes) -> None:
         child.stdin.flush()
 
 
-def _messages(buffer: bytearray) -> Iterator[tuple[str, Any]]:
+def _read(child: _Child, memory_limit: int) -> Iterator[tuple[str, Any]]:
+    """What the child's pipe holds, as far as whole messages are there."""
+    piece = os.read(child.results.fileno(), 1 << 20)
+    if not piece:
+        raise _death(child, memory_limit)
+    buffer = child.buffer
+    buffer += piece
     while len(buffer) >= _HEADER.size:
         (size,) = _HEADER.unpack_from(buffer)
         if len(buffer) < _HEADER.size + size:
@@ -197,43 +250,74 @@ def _messages(buffer: bytearray) -> Iterator[tuple[str, Any]]:
         yield pickle.loads(message)
 
 
-def _resident(pid: int) -> int:
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return 0
-    total = 0
-    for member in family:
+def _held(pids: Sequence[int]) -> int:
+    """Memory of the processes and of all that they have started, in bytes.
+
+    What they map from files is most often the same and counts once: the most that one of them maps.
+    """
+    private = mapped = 0
+    found = list(pids)
+    while found:
+        pid = found.pop()
         with contextlib.suppress(psutil.Error):
-            total += member.memory_info().rss
-    return total
+            found += _started_by(pid)
+            memory = psutil.Process(pid).memory_info()
+            shared = getattr(memory, "shared", 0)
+            private += memory.rss - shared
+            mapped = max(mapped, shared)
+    return private + mapped
 
 
-def _death(child: subprocess.Popen[bytes], memory_limit: int) -> OnnxcompError:
-    code = child.wait()
+def _started_by(pid: int) -> list[int]:
+    """Children of a process; psutil must read every process of the machine for it, which takes 100 times as long."""
+    found: list[int] = []
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    except OSError:
+        return [child.pid for child in psutil.Process(pid).children()]
+    return found
+
+
+def _death(child: _Child, memory_limit: int) -> OnnxcompError:
+    code = child.process.wait()
     if code == -signal.SIGKILL:
         return LimitError(
             "the worker was killed, most likely by the system for lack of memory",
-            where=f"limit {memory_limit >> 20} MiB",
+            where=f"limit {memory_limit >> 20} MiB" + (f", {child.name}" if child.name else ""),
             hint="free memory, use smaller batches, or a machine with more",
         )
     if code < 0:
         name = signal.Signals(-code).name
         return WorkerCrashError(
             f"the worker process died with {name}",
+            where=child.name or None,
             hint="the model or the data crashes native code; your files are untouched",
         )
-    return WorkerCrashError(f"the worker process ended early with exit code {code}")
+    return WorkerCrashError(f"the worker process ended early with exit code {code}", where=child.name or None)
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End the child: let it clean up first, then force it."""
-    child.terminate()
-    try:
-        child.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        child.kill()
+def _stop(children: Sequence[_Child]) -> None:
+    """End the children: let them clean up first, then force them."""
+    for child in children:
+        child.process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for child in children:
+        try:
+            child.process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+
+
+def _bury(child: _Child) -> None:
+    """Wait for the child's end, and end what it has started and left behind."""
+    if child.process.stdin is not None:
+        with contextlib.suppress(OSError):
+            child.process.stdin.close()
+    child.process.wait()
+    with contextlib.suppress(OSError):
+        os.killpg(child.process.pid, signal.SIGKILL)
+    child.results.close()
 
 
 @contextlib.contextmanager
@@ -282,8 +366,8 @@ def _child(write_fd: int) -> None:
 
     _reporter = tell
     try:
-        fn, args, kwargs = pickle.loads(task)
-        message = pickle.dumps(("result", fn(*args, **kwargs)))
+        call = pickle.loads(task)
+        message = pickle.dumps(("result", call()))
     except OnnxcompError as error:
         message = pickle.dumps(("error", error))
     except MemoryError:

@@ -4,7 +4,7 @@ In memory a model is always an `onnx_ir.Model`. `load` refuses what is broken or
 typed error, before any runtime sees the file; `publish` writes a model whole or not at all.
 """
 
-from onnxcomp.model.fingerprint import ModelFile, fingerprint, sha256_of, total_bytes
+from onnxcomp.model.fingerprint import ModelFile, files, fingerprint, sha256_of, total_bytes
 from onnxcomp.model.load import is_normal, load, normalize, read_proto
 from onnxcomp.model.publish import (
     EXTERNAL_ABOVE,
@@ -27,6 +27,7 @@ __all__ = [
     "Signature",
     "Staged",
     "dtype_name",
+    "files",
     "fingerprint",
     "is_normal",
     "load",

@@ -56,12 +56,16 @@ def fingerprint(path: str | os.PathLike[str]) -> ModelFile:
 
 def total_bytes(path: str | os.PathLike[str]) -> int:
     """Bytes of a model file and its external data, without reading the data. Raises as `fingerprint` does."""
-    file = Path(path)
-    places = [file, *(file.parent / name for name in external.locations(read_proto(file)))]
     try:
-        return sum(place.stat().st_size for place in places)
+        return sum(place.stat().st_size for place in files(path))
     except OSError as error:
         raise from_os_error(error, path) from error
+
+
+def files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """The model file and its external data files. Raises as `fingerprint` does."""
+    file = Path(path)
+    return file, *(file.parent / name for name in sorted(external.locations(read_proto(file))))
 
 
 def sha256_of(path: Path) -> tuple[str, int]:

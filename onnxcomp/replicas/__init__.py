@@ -1,1 +1,9 @@
-"""Worker processes as a server starts them: each opens the model itself, and what they share is measured."""
+"""Worker processes as a server starts them: each opens the model itself, and what they share is measured.
+
+Memory is read from outside while all of them are alive and idle, throughput while all run at once.
+"""
+
+from onnxcomp.replicas.result import POINTS, Caller, Replica, Replicas
+from onnxcomp.replicas.start import KINDS, run, sync
+
+__all__ = ["KINDS", "POINTS", "Caller", "Replica", "Replicas", "run", "sync"]

@@ -1,0 +1,147 @@
+"""What one replica does, in its own process: import, open, run, and wait at a gate between these.
+
+It tells its keeper where it stands (`onnxcomp.worker.report`), who reads its memory while it waits.
+"""
+
+from __future__ import annotations
+
+import array
+import concurrent.futures
+import dataclasses
+import gc
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcomp import worker
+from onnxcomp.replicas import feeding, gate
+from onnxcomp.replicas.result import Caller
+from onnxcomp.runtime import Session, SessionSettings, open_session
+
+#: single runs that are kept of one caller; beyond, every second one is dropped
+MAX_SAMPLES = 10_000
+
+_MIN_RUNS = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all replicas of one model do.
+
+    Attributes:
+        model: path.
+        provider: short name.
+        settings: session options.
+        feeds: see `feeding`.
+        seconds: of the timed phase; 0: none.
+        threads: callers on the session.
+        gates: the gates after 'imported', 'loaded', 'warm' and 'ran'.
+    """
+
+    model: Path
+    provider: str
+    settings: SessionSettings
+    feeds: Sequence[feeding.Parcel]
+    seconds: float
+    threads: int
+    gates: Mapping[str, Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a replica knows of itself: see `Replica`."""
+
+    load_seconds: float
+    cpu_seconds: float
+    callers: tuple[Caller, ...]
+
+
+def live(job: Job) -> Answer:
+    """The life of a replica. Raises what `open_session` and `Session.run` raise."""
+    _stand(job, "imported")
+    start = time.perf_counter()
+    session = open_session(job.model, provider=job.provider, settings=job.settings)
+    load_seconds = time.perf_counter() - start
+    feeds = feeding.unwrap(job.feeds)
+    _stand(job, "loaded")
+    with concurrent.futures.ThreadPoolExecutor(job.threads) as pool:
+        seen = _by_each(pool, job.threads, lambda _: _first_runs(session, feeds))
+        _stand(job, "warm")
+        cpu = time.process_time()
+        timed = _by_each(pool, job.threads, lambda index: _loop(session, feeds, job.seconds, index))
+        cpu = time.process_time() - cpu
+    _stand(job, "ran")
+    callers = tuple(
+        Caller(outputs=digests, output_bytes=size, **loop) for (digests, size), loop in zip(seen, timed, strict=True)
+    )
+    return Answer(load_seconds, cpu, callers)
+
+
+def _stand(job: Job, point: str) -> None:
+    """Tell that this point is reached, and wait until all may go on."""
+    gc.collect()
+    worker.report(f"{point} {os.getpid()}")
+    gate.wait(job.gates[point])
+
+
+def _by_each(pool: concurrent.futures.ThreadPoolExecutor, threads: int, do: Callable[[int], Any]) -> list[Any]:
+    """What each caller returns; a single one is the main thread, as in a server of processes."""
+    if threads == 1:
+        return [do(0)]
+    return list(pool.map(do, range(threads)))
+
+
+def _first_runs(session: Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[tuple[str, ...], int]:
+    digests, size = [], 0
+    for feed in feeds:
+        digest = hashlib.sha256()
+        for name, value in session.run(feed).items():
+            digest.update(name.encode())
+            size += _digest(digest, value)
+        digests.append(digest.hexdigest())
+    for turn in range(len(feeds), _MIN_RUNS):
+        session.run(feeds[turn % len(feeds)])
+    return tuple(digests), size
+
+
+def _digest(digest: Any, value: Any) -> int:
+    """Add an output to the digest; its size in bytes."""
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        digest.update(f"{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+        return value.nbytes
+    text = repr(value.tolist() if isinstance(value, np.ndarray) else value).encode()
+    digest.update(text)
+    return len(text)
+
+
+def _loop(session: Session, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float, first: int) -> dict[str, Any]:
+    """One run after the other until the time is over; each caller starts with another feed."""
+    walls, cpus = array.array("q"), array.array("q")
+    turn, stride, end = 0, 1, 0
+    gc.disable()
+    start = time.perf_counter_ns()
+    while seconds > 0 and end < start + seconds * 1e9:
+        feed = feeds[(first + turn) % len(feeds)]
+        cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
+        session.run(feed)
+        end, cpu = time.perf_counter_ns(), time.thread_time_ns() - cpu
+        if turn % stride == 0:
+            walls.append(end - wall)
+            cpus.append(cpu)
+            if len(walls) == MAX_SAMPLES:
+                del walls[1::2], cpus[1::2]
+                stride *= 2
+        turn += 1
+    gc.enable()
+    return {
+        "runs": turn,
+        "elapsed_ns": end - start if turn else 0,
+        "wall_ns": tuple(walls),
+        "cpu_ns": tuple(cpus),
+    }
