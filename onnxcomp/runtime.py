@@ -29,6 +29,7 @@ from onnxcomp.errors import (
     nearest,
 )
 from onnxcomp.model import InputSpec, Signature
+from onnxcomp.settings import CONFIG_KEYS, SessionSettings, session_options
 
 try:
     import onnxruntime as ort
@@ -38,6 +39,27 @@ except ImportError as error:
         f"onnxruntime cannot be imported: {error}",
         hint="pip install 'onnxcomp[cpu]', or 'onnxcomp[gpu]' for CUDA; never both",
     ) from error
+
+__all__ = [
+    "CONFIG_KEYS",
+    "PROVIDERS",
+    "Output",
+    "Session",
+    "SessionSettings",
+    "available_providers",
+    "check_loads",
+    "cpu_features",
+    "frugal",
+    "is_large",
+    "open_session",
+    "optimized",
+    "ort_distributions",
+    "ort_providers",
+    "run_batches",
+    "saturates_int8",
+    "session_options",
+    "translate",
+]
 
 #: an array, or a list of these, or a dict (ZipMap): what one output of a session can be
 Output = Any
@@ -49,87 +71,6 @@ PROVIDERS: Mapping[str, str] = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-
-#: configuration entries of ORT 1.28 to 1.32 that are meant for users; it accepts any other without a word
-CONFIG_KEYS: frozenset[str] = frozenset(
-    {
-        "ep.context_enable",
-        "ep.context_file_path",
-        "memory.enable_memory_arena_shrinkage",
-        "mlas.disable_kleidiai",
-        "optimization.constant_folding_max_output_size_in_bytes",
-        "optimization.disable_specified_optimizers",
-        "optimization.enable_cast_chain_elimination",
-        "optimization.enable_gelu_approximation",
-        "session.disable_aot_function_inlining",
-        "session.disable_cpu_ep_fallback",
-        "session.disable_double_qdq_remover",
-        "session.disable_prepacking",
-        "session.disable_quant_qdq",
-        "session.dynamic_block_base",
-        "session.enable_dq_matmulnbits_fusion",
-        "session.enable_quant_qdq_cleanup",
-        "session.force_spinning_stop",
-        "session.graph_optimizations_loop_level",
-        "session.inter_op.allow_spinning",
-        "session.intra_op.allow_spinning",
-        "session.intra_op.spin_duration_us",
-        "session.intra_op_thread_affinities",
-        "session.qdq_matmulnbits_accuracy_level",
-        "session.qdq_matmulnbits_block_size",
-        "session.qdqisint8allowed",
-        "session.record_ep_graph_assignment_info",
-        "session.save_external_prepacked_constant_initializers",
-        "session.set_denormal_as_zero",
-        "session.strict_shape_type_inference",
-        "session.use_device_allocator_for_initializers",
-        "session.use_env_allocators",
-        "session.x64quantprecision",
-    }
-)
-
-_LEVELS = {
-    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-
-#: folding stops here, so that a model of a few kilobytes cannot grow to gigabytes at load
-_FOLDING_CAP = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SessionSettings:
-    """How a session runs.
-
-    Attributes:
-        threads: intra-op threads; 0 leaves the choice to ORT.
-        optimization: ORT's graph optimization: 'disable', 'basic', 'extended' or 'all'.
-        config: configuration entries; only keys in `CONFIG_KEYS`.
-        disabled_optimizers: names of single ORT optimizers to switch off.
-    """
-
-    threads: int = 1
-    optimization: str = "all"
-    config: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    disabled_optimizers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.optimization not in _LEVELS:
-            raise UsageError(
-                f"unknown optimization '{self.optimization}'",
-                hint=nearest(self.optimization, _LEVELS) or f"one of {', '.join(_LEVELS)}",
-            )
-        if self.threads < 0:
-            raise UsageError("threads must not be negative", where=f"threads={self.threads}")
-        for key in self.config:
-            if key not in CONFIG_KEYS:
-                raise UsageError(
-                    f"unknown session option '{key}'",
-                    where="config",
-                    hint=nearest(key, CONFIG_KEYS) or "see onnxcomp.runtime.CONFIG_KEYS",
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +115,7 @@ def open_session(
     Raises InvalidModelError, UnsafeModelError, UnsupportedError (an operator this build does not
     have), ProviderError (naming what is there), OutputError.
     """
-    return _open(Path(path), provider, _options(settings or SessionSettings()))
+    return _open(Path(path), provider, session_options(settings or SessionSettings()))
 
 
 def optimized(path: str | os.PathLike[str], folder: Path, *, settings: SessionSettings | None = None) -> Path:
@@ -183,7 +124,7 @@ def optimized(path: str | os.PathLike[str], folder: Path, *, settings: SessionSe
     It holds operators of this host's kernels and must not be shipped. Raises what `open_session` raises.
     """
     target = folder / "optimized.onnx"
-    options = _options(settings or SessionSettings())
+    options = session_options(settings or SessionSettings())
     options.optimized_model_filepath = str(target)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
     _open(Path(path), "cpu", options)
@@ -200,7 +141,7 @@ def _open(file: Path, provider: str, options: ort.SessionOptions) -> Session:
             "session.model_external_initializers_file_folder_path", str(file.absolute().parent)
         )
     del proto
-    wanted = _providers(provider)
+    wanted = ort_providers(provider)
     try:
         session = ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:
@@ -287,7 +228,11 @@ def saturates_int8() -> bool:
     return "avx" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
-def _providers(provider: str) -> list[str]:
+def ort_providers(provider: str) -> list[str]:
+    """ORT's names of the provider and of the CPU behind it.
+
+    Raises UsageError for an unknown name, ProviderError for one that this build does not have.
+    """
     if provider not in PROVIDERS:
         raise UsageError(
             f"unknown provider '{provider}'",
@@ -301,21 +246,6 @@ def _providers(provider: str) -> list[str]:
             hint=f"there are: {', '.join(there)}; pip install 'onnxcomp[gpu]' brings CUDA",
         )
     return [full] if provider == "cpu" else [full, PROVIDERS["cpu"]]
-
-
-def _options(settings: SessionSettings) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = _LEVELS[settings.optimization]
-    options.log_severity_level = 3  # errors only; what matters comes as an exception
-    entries = {"optimization.constant_folding_max_output_size_in_bytes": str(_FOLDING_CAP)}
-    entries.update(settings.config)
-    if settings.disabled_optimizers:
-        entries["optimization.disable_specified_optimizers"] = ";".join(settings.disabled_optimizers)
-    for key, value in entries.items():
-        options.add_session_config_entry(key, value)
-    return options
 
 
 _ORT_DTYPES = {

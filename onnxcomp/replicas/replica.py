@@ -1,6 +1,8 @@
 """What one replica does, in its own process: import, open, run, and wait at a gate between these.
 
 It tells its keeper where it stands (`onnxcomp.worker.report`), who reads its memory while it waits.
+Like a server it imports numpy and onnxruntime, not the libraries that change models: those would
+add 40 MB to each replica. The keeper has scanned the file.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from onnxcomp import worker
+from onnxcomp.errors import OnnxcompError, ProviderError
 from onnxcomp.replicas import feeding, gate
 from onnxcomp.replicas.result import Caller
-from onnxcomp.runtime import Session, SessionSettings, open_session
+from onnxcomp.settings import SessionSettings, session_options
 
 #: single runs that are kept of one caller; beyond, every second one is dropped
 MAX_SAMPLES = 10_000
@@ -35,7 +39,7 @@ class Job:
 
     Attributes:
         model: path.
-        provider: short name.
+        providers: ORT's names, the wanted one first.
         settings: session options.
         feeds: see `feeding`.
         seconds: of the timed phase; 0: none.
@@ -44,7 +48,7 @@ class Job:
     """
 
     model: Path
-    provider: str
+    providers: tuple[str, ...]
     settings: SessionSettings
     feeds: Sequence[feeding.Parcel]
     seconds: float
@@ -62,10 +66,10 @@ class Answer:
 
 
 def live(job: Job) -> Answer:
-    """The life of a replica. Raises what `open_session` and `Session.run` raise."""
+    """The life of a replica. Raises what `open_session` and `Session.run` of `onnxcomp.runtime` raise."""
     _stand(job, "imported")
     start = time.perf_counter()
-    session = open_session(job.model, provider=job.provider, settings=job.settings)
+    session = _Session(job)
     load_seconds = time.perf_counter() - start
     feeds = feeding.unwrap(job.feeds)
     _stand(job, "loaded")
@@ -82,6 +86,36 @@ def live(job: Job) -> Answer:
     return Answer(load_seconds, cpu, callers)
 
 
+class _Session:
+    """A session that raises our errors; ORT gets the file as it stands."""
+
+    def __init__(self, job: Job) -> None:
+        self._path = job.model
+        try:
+            self._session = ort.InferenceSession(
+                str(job.model), session_options(job.settings), providers=list(job.providers)
+            )
+        except Exception as error:
+            raise self._translated(error, running=False) from error
+        used = self._session.get_providers()[0]
+        if used != job.providers[0]:
+            raise ProviderError(f"ORT did not use {job.providers[0]}, it fell back to {used}", where=job.model)
+        self.names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> list[Any]:
+        """The outputs, in the order of `names`."""
+        try:
+            outputs: list[Any] = self._session.run(self.names, feed)
+        except Exception as error:
+            raise self._translated(error, running=True) from error
+        return outputs
+
+    def _translated(self, error: Exception, *, running: bool) -> OnnxcompError:
+        from onnxcomp.runtime import translate  # heavy, and needed only now
+
+        return translate(error, self._path, running=running)
+
+
 def _stand(job: Job, point: str) -> None:
     """Tell that this point is reached, and wait until all may go on."""
     gc.collect()
@@ -96,11 +130,11 @@ def _by_each(pool: concurrent.futures.ThreadPoolExecutor, threads: int, do: Call
     return list(pool.map(do, range(threads)))
 
 
-def _first_runs(session: Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[tuple[str, ...], int]:
+def _first_runs(session: _Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[tuple[str, ...], int]:
     digests, size = [], 0
     for feed in feeds:
         digest = hashlib.sha256()
-        for name, value in session.run(feed).items():
+        for name, value in zip(session.names, session.run(feed), strict=True):
             digest.update(name.encode())
             size += _digest(digest, value)
         digests.append(digest.hexdigest())
@@ -120,7 +154,7 @@ def _digest(digest: Any, value: Any) -> int:
     return len(text)
 
 
-def _loop(session: Session, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float, first: int) -> dict[str, Any]:
+def _loop(session: _Session, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float, first: int) -> dict[str, Any]:
     """One run after the other until the time is over; each caller starts with another feed."""
     walls, cpus = array.array("q"), array.array("q")
     turn, stride, end = 0, 1, 0

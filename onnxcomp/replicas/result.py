@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from onnxcomp.memory import Memory
-from onnxcomp.runtime import SessionSettings
+from onnxcomp.settings import SessionSettings
 
 #: the moments at which memory is read: before the model is opened, after it, and after all runs
 POINTS: tuple[str, ...] = ("imported", "loaded", "ran")
@@ -44,7 +44,7 @@ class Replica:
 
     Attributes:
         start_seconds: from its start until all libraries were imported.
-        load_seconds: opening the session, scan of the file included, while the others did the same.
+        load_seconds: creating the ORT session, while the others did the same.
         memory: see `POINTS`, read from outside while every replica was idle.
         cpu_seconds: CPU time of all its threads in the timed phase.
         callers: one, or one per thread.

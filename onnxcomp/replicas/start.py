@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from onnxcomp import memory, worker
-from onnxcomp import model as models
 from onnxcomp.errors import UsageError, from_os_error, nearest
 from onnxcomp.memory import Memory
 from onnxcomp.replicas import feeding, gate, replica
 from onnxcomp.replicas.result import POINTS, Replica, Replicas
-from onnxcomp.runtime import SessionSettings
+from onnxcomp.settings import SessionSettings
 from onnxcomp.worker import WorkerLimits
 
 KINDS: tuple[str, ...] = ("processes", "threads")
@@ -55,7 +54,10 @@ def run(
     Raises UsageError; what `open_session` and `Session.run` raise in a replica; WorkerCrashError,
     WorkerTimeoutError and LimitError (`onnxcomp.worker`). No process is left behind.
     """
+    from onnxcomp.runtime import ort_providers  # see `sync`
+
     _check(count, feeds, seconds, kind)
+    providers = tuple(ort_providers(provider))
     sync(model)
     processes, threads = (count, 1) if kind == "processes" else (1, count)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-replicas-") as name:
@@ -64,7 +66,7 @@ def run(
         with gate.gates(folder, _GATES) as closed:
             job = replica.Job(
                 model=Path(model).absolute(),
-                provider=provider,
+                providers=providers,
                 settings=settings or SessionSettings(),
                 feeds=parcels,
                 seconds=seconds,
@@ -96,9 +98,11 @@ def run(
 def sync(model: str | os.PathLike[str]) -> None:
     """Write the model's files to the disk: until then their mapped pages count as private to who maps them.
 
-    Raises what `onnxcomp.model.fingerprint` raises.
+    Reads the file as `onnxcomp.model.load` does, and raises what that raises.
     """
-    for file in models.files(model):
+    from onnxcomp.model import files  # a replica imports this package, and must stay small
+
+    for file in files(model):
         try:
             fd = os.open(file, os.O_RDONLY)
             try:
