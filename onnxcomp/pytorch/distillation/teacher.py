@@ -42,6 +42,10 @@ class Teacher(Protocol):
         """Names of the tensors in `outputs`: the teacher's outputs first, then hints."""
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what it reads in a batch."""
+
+    @property
     def sha256(self) -> str:
         """Of what the answers follow from, beside the batch."""
 
@@ -97,6 +101,11 @@ class OrtTeacher:
         """The float outputs, then the hints."""
         return self._names
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The model's inputs."""
+        return tuple(spec.name for spec in self._session.signature.inputs)
+
     @functools.cached_property
     def sha256(self) -> str:
         """Of the file and its external data."""
@@ -105,7 +114,7 @@ class OrtTeacher:
 
     def outputs(self, batch: Feeds) -> dict[str, Tensor]:
         """See `Teacher`."""
-        feeds = {spec.name: _given(batch, spec.name) for spec in self._session.signature.inputs}
+        feeds = {name: given(batch, name) for name in self.inputs}
         turns = self._turns(feeds)
         runs = [self._run(turn) for turn in turns]
         arrays = runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
@@ -169,6 +178,11 @@ class TorchTeacher:
         """The outputs, then the hints."""
         return self._names
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """As given."""
+        return self._inputs
+
     @functools.cached_property
     def sha256(self) -> str:
         """Of the state dict and the printed module; not of its code."""
@@ -188,7 +202,7 @@ class TorchTeacher:
 
     def _run(self, batch: Feeds) -> dict[str, Tensor]:
         like = next(self._module.parameters(), torch.empty(0))
-        feeds = {name: torch.as_tensor(_given(batch, name)).to(like.device) for name in self._inputs}
+        feeds = {name: torch.as_tensor(given(batch, name)).to(like.device) for name in self._inputs}
         self._module.eval()
         with torch.no_grad():
             if isinstance(self._module, GraphModule):
@@ -216,7 +230,8 @@ def named(returned: Any, names: Sequence[str]) -> dict[str, Tensor]:
     return dict(zip(names, tensors, strict=True))
 
 
-def _given(batch: Feeds, name: str) -> np.ndarray:
+def given(batch: Feeds, name: str) -> np.ndarray:
+    """The array of a teacher's input; DataError where the batch has none."""
     if name not in batch:
         raise DataError("the batch has no such input of the teacher", where=name, hint=nearest(name, batch))
     return batch[name]

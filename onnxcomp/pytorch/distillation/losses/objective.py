@@ -53,7 +53,7 @@ class Objective(nn.Module):
     of the student.
 
     Args:
-        terms: at least one.
+        terms: none with a labels_weight of 1, which is the control run: the teacher is not looked at.
         labels_weight: in [0, 1]; 0 needs no labels.
         scores: the student's tensor of class scores that labels are held against.
         axis: of its classes.
@@ -63,10 +63,10 @@ class Objective(nn.Module):
         self, terms: Sequence[Term], *, labels_weight: float = 0.0, scores: str | None = None, axis: int = -1
     ) -> None:
         super().__init__()
-        if not terms:
-            raise UsageError("no loss to train with")
         if not 0 <= labels_weight <= 1:
             raise UsageError("must be in [0, 1]", where=f"labels_weight={labels_weight}")
+        if not terms and labels_weight < 1:
+            raise UsageError("no loss to train with")
         if labels_weight and scores is None:
             raise UsageError("labels need the name of the student's class scores", where="scores")
         self.terms = tuple(terms)
