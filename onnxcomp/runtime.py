@@ -49,6 +49,7 @@ __all__ = [
     "available_providers",
     "check_loads",
     "cpu_features",
+    "cpu_flags",
     "frugal",
     "is_large",
     "open_session",
@@ -118,15 +119,22 @@ def open_session(
     return _open(Path(path), provider, session_options(settings or SessionSettings()))
 
 
-def optimized(path: str | os.PathLike[str], folder: Path, *, settings: SessionSettings | None = None) -> Path:
+def optimized(
+    path: str | os.PathLike[str], folder: Path, *, settings: SessionSettings | None = None, packed: bool = False
+) -> Path:
     """Write the graph that ORT runs on this host's CPU, after its own optimizer, into a private folder.
 
-    It holds operators of this host's kernels and must not be shipped. Raises what `open_session` raises.
+    It holds operators of this host's kernels and must not be shipped. With `packed`, the weights as the
+    kernels want them stand in its data file beside the plain ones, so that sessions can map and share
+    them. Raises what `open_session` raises.
     """
     target = folder / "optimized.onnx"
     options = session_options(settings or SessionSettings())
     options.optimized_model_filepath = str(target)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+    if packed:
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _open(Path(path), "cpu", options)
     return target
 
@@ -211,15 +219,19 @@ def ort_distributions() -> tuple[str, ...]:
 
 
 @functools.cache
-def cpu_features() -> frozenset[str]:
-    """CPU feature flags that decide over int8 speed and exactness, in Linux's spelling."""
-    wanted = {"avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
+def cpu_flags() -> frozenset[str]:
+    """Every feature flag of the CPU, in Linux's spelling; none where the system does not tell."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return frozenset()
     found = re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return frozenset(found[0].split()) & wanted if found else frozenset()
+    return frozenset(found[0].split()) if found else frozenset()
+
+
+def cpu_features() -> frozenset[str]:
+    """CPU feature flags that decide over int8 speed and exactness."""
+    return cpu_flags() & {"avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve"}
 
 
 def saturates_int8() -> bool:

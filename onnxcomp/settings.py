@@ -36,6 +36,8 @@ CONFIG_KEYS: frozenset[str] = frozenset(
         "session.intra_op.allow_spinning",
         "session.intra_op.spin_duration_us",
         "session.intra_op_thread_affinities",
+        "session.optimized_model_external_initializers_file_name",
+        "session.optimized_model_external_initializers_min_size_in_bytes",
         "session.qdq_matmulnbits_accuracy_level",
         "session.qdq_matmulnbits_block_size",
         "session.qdqisint8allowed",

@@ -5,6 +5,7 @@ typed error, before any runtime sees the file; `publish` writes a model whole or
 """
 
 from onnxcomp.model.fingerprint import ModelFile, files, fingerprint, sha256_of, total_bytes
+from onnxcomp.model.folder import refuse_folder, stage_folder
 from onnxcomp.model.load import is_normal, load, normalize, read_proto
 from onnxcomp.model.publish import (
     EXTERNAL_ABOVE,
@@ -17,6 +18,7 @@ from onnxcomp.model.publish import (
     write_to,
 )
 from onnxcomp.model.scan import Limits
+from onnxcomp.model.settle import packed_bytes, settle
 from onnxcomp.model.signature import InputSpec, Signature, dtype_name, signature
 
 __all__ = [
@@ -32,13 +34,17 @@ __all__ = [
     "is_normal",
     "load",
     "normalize",
+    "packed_bytes",
     "publish",
     "read_proto",
     "record_path",
+    "refuse_folder",
     "refuse_target",
+    "settle",
     "sha256_of",
     "signature",
     "stage",
+    "stage_folder",
     "total_bytes",
     "write_file",
     "write_to",

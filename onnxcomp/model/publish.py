@@ -57,6 +57,13 @@ def stage(target: Path, *, force: bool = False, inputs: tuple[Path, ...] = ()) -
     `force`), is a folder, or cannot be written.
     """
     refuse_target(target, force=force, inputs=inputs)
+    with staging(target) as staged:
+        yield staged
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Staged]:
+    """The private folder of `stage`, without its checks of the target."""
     parent = target.absolute().parent
     try:
         _sweep(parent)
@@ -180,7 +187,7 @@ def write_file(target: Path, data: bytes, *, force: bool = False) -> None:
         path = staged.folder / "file"
         _write(path, data)
         _move(path, target, force=force)
-        _sync_folder(target.absolute().parent)
+        sync_folder(target.absolute().parent)
 
 
 def refuse_target(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
@@ -326,11 +333,11 @@ def _commit(staged: Staged, path: Path, made: ModelFile, *, force: bool, inputs:
             restore = _keep(parent / note.name, staged.folder)
             os.replace(note, parent / note.name)
             undo.callback(restore)
-        _sync_folder(parent)
+        sync_folder(parent)
         restore = _keep(target, staged.folder)
         _move(path, target, force=force)
         undo.callback(restore)
-        _sync_folder(parent)
+        sync_folder(parent)
         undo.pop_all()
         needed = _data_of(inputs) if old else []
         for name in old:
@@ -388,7 +395,8 @@ def _move(path: Path, target: Path, *, force: bool) -> None:
         os.replace(path, target)  # a file system without hard links
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed into a folder survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
