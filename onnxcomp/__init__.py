@@ -38,6 +38,7 @@ _PUBLIC: dict[str, str] = {
     "load": "onnxcomp.model",
     "optimize": "onnxcomp.pipeline",
     "optimize_file": "onnxcomp.pipeline",
+    "pack": "onnxcomp.pack",
     "save": "onnxcomp.pipeline",
     "verify": "onnxcomp.pipeline",
 }
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from onnxcomp.evaluate import Fidelity, Interval, Score, compare, evaluate
     from onnxcomp.inspect import Inspection, inspect
     from onnxcomp.model import load
+    from onnxcomp.pack import pack
     from onnxcomp.passes import PruneMagnitude, QuantizeDynamic, QuantizeStatic, Simplify, UpgradeOpset
     from onnxcomp.pipeline import Optimized, Record, optimize, optimize_file, save, verify
     from onnxcomp.recipe import Recipe

@@ -89,8 +89,21 @@ def bench(models: Sequence[str], **options: Any) -> Json:
     return run(models, **options).to_json()
 
 
+def pack(model: str, output: str, **options: Any) -> Json:
+    """See `onnxcomp.pack`."""
+    from onnxcomp.pack import pack as run
+
+    return run(model, output, **options).to_json()
+
+
 def verify(path: str) -> Json:
-    """See `onnxcomp.pipeline.verify`."""
+    """See `onnxcomp.pipeline.verify`, and `onnxcomp.pack.verify` for a folder."""
+    from pathlib import Path
+
+    if Path(path).is_dir():
+        from onnxcomp.pack import verify as verify_pack
+
+        return verify_pack(path).to_json()
     from onnxcomp.pipeline import verify as run
 
     return run(path).to_json()
