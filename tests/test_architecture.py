@@ -48,7 +48,7 @@ LAYERS: dict[str, set[str]] = {
     "passes.opset": {"onnx_ir", "onnxscript"},
     "passes.prune": {"onnx_ir", "numpy", "scipy", "zstandard"},
     "passes.quantize": {"onnx_ir", "numpy", "onnxruntime"},
-    "passes.share": {"onnx_ir", "numpy", "scipy"},
+    "passes.share": {"onnx_ir", "numpy", "scipy", "threadpoolctl"},
     "passes": set(),
     "speed": {"numpy"},
     "check": {"onnx_ir", "numpy"},

@@ -14,7 +14,7 @@ from onnxcomp.passes.quantize import (
     QuantizeWeights,
     Smooth,
 )
-from onnxcomp.passes.share import TieInitializers
+from onnxcomp.passes.share import LowRank, TieInitializers
 from onnxcomp.passes.simplify import Simplify
 
 CATALOGUE: tuple[type[Pass], ...] = (
@@ -23,6 +23,7 @@ CATALOGUE: tuple[type[Pass], ...] = (
     PruneBlocks,
     PruneStructured,
     FoldBatchNorm,
+    LowRank,
     Fuse,
     PruneMagnitude,
     Equalize,
@@ -44,6 +45,7 @@ __all__ = [
     "Equalize",
     "FoldBatchNorm",
     "Fuse",
+    "LowRank",
     "Note",
     "Pass",
     "PruneBlocks",
