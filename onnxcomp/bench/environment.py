@@ -29,7 +29,8 @@ _VARIABLES = (
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _TURBO_OFF = Path("/sys/devices/system/cpu/intel_pstate/no_turbo")
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ def capture() -> Environment:
     return Environment(
         cpu=_cpuinfo("model name") or platform.processor() or None,
         cores=psutil.cpu_count(),
-        affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        affinity=_affinity(),
         isa=tuple(sorted(cpu_features())),
         governor=_line(_GOVERNOR),
         turbo={"0": True, "1": False}.get(_line(_TURBO_OFF) or ""),
@@ -119,12 +120,23 @@ def capture() -> Environment:
     )
 
 
-def cgroup(root: Path = _CGROUP, own: Path = Path("/proc/self/cgroup")) -> Cgroup:
+def usable_cores() -> int:
+    """Cores that this process may use at the same time: by affinity, and by the limit of its group."""
+    found = _affinity() or psutil.cpu_count() or 1
+    quota = cgroup().quota_cores
+    return max(found if quota is None else min(found, int(quota)), 1)
+
+
+def _affinity() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def cgroup(root: Path = CGROUP, own: Path = OWN_CGROUP) -> Cgroup:
     """CPU quota and throttling of this process's group, in either version of control groups.
 
     The nearest group that has the files counts: inside of a container the own group is the root.
     """
-    for folder in _cgroup_folders(root, own):
+    for folder in cgroup_folders(root, own):
         if (folder / "cpu.max").is_file():
             quota, _, period = (_line(folder / "cpu.max") or "max").partition(" ")
             counts = _counts(folder / "cpu.stat")
@@ -146,7 +158,8 @@ def cgroup(root: Path = _CGROUP, own: Path = Path("/proc/self/cgroup")) -> Cgrou
     return Cgroup()
 
 
-def _cgroup_folders(root: Path, own: Path) -> list[Path]:
+def cgroup_folders(root: Path, own: Path) -> list[Path]:
+    """The folders of this process's control groups, the nearest first."""
     folders = []
     try:
         entries = own.read_text().splitlines()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxcomp.bench.compare import Comparison
 from onnxcomp.bench.environment import Environment
 from onnxcomp.bench.feeds import Feeds
 from onnxcomp.bench.latency import Latency
-from onnxcomp.memory import Memory
 from onnxcomp.bench.placement import Placement
 from onnxcomp.bench.trust import Trust
+from onnxcomp.memory import Memory
 from onnxcomp.model import ModelFile
+
+if TYPE_CHECKING:
+    from onnxcomp.bench.contest import Contest
+    from onnxcomp.bench.workers_result import WorkersResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Result:
     open_seconds: float
     feeds: Feeds
 
+    @property
+    def contention(self) -> float:
+        """Wall time by CPU time."""
+        return self.latency.contention
+
     def to_json(self, *, samples: bool = True) -> dict[str, Any]:
         """The object under `results`."""
         return {
@@ -91,8 +100,8 @@ class Benchmark:
     environment: Environment
     trust: Trust
     models: tuple[ModelFile, ...]
-    results: tuple[Result, ...]
-    comparisons: tuple[tuple[Setting, Comparison], ...]
+    results: tuple[Result | WorkersResult, ...]
+    comparisons: tuple[tuple[Setting, Comparison | Contest], ...]
     seed: int
     seconds: float
     session: dict[str, Any]

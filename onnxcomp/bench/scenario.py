@@ -1,4 +1,4 @@
-"""Measure models on this machine: one public function, one scenario so far ('latency')."""
+"""Measure models on this machine: one public function, a module per scenario."""
 
 from __future__ import annotations
 
@@ -6,33 +6,24 @@ import dataclasses
 import itertools
 import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from onnxcomp import memory, worker
-from onnxcomp.bench import compare as comparing
-from onnxcomp.bench import latency, runner, statistics, trust
-from onnxcomp.bench.clock import Clock, clock_for
-from onnxcomp.bench.environment import capture
-from onnxcomp.bench.feeds import Feeds, check_same_inputs, make_feeds
-from onnxcomp.bench.placement import placement
+from onnxcomp.bench import latency, packs, single, statistics, trust
+from onnxcomp.bench import workers as workers_scenario
+from onnxcomp.bench.compare import Comparison
+from onnxcomp.bench.contest import Contest
+from onnxcomp.bench.environment import capture, usable_cores
+from onnxcomp.bench.job import Job
 from onnxcomp.bench.result import Benchmark, Result, Setting
+from onnxcomp.bench.workers_result import WorkersResult
 from onnxcomp.errors import UsageError, nearest
 from onnxcomp.model import fingerprint
-from onnxcomp.runtime import Session, SessionSettings, open_session
+from onnxcomp.runtime import SessionSettings
 
 ModelPath = str | os.PathLike[str]
 
-SCENARIOS: tuple[str, ...] = ("latency",)
-
-#: share of the time that a comparison gets; the rest goes to the closed loops of the single models
-_COMPARE_SHARE = 0.7
-
-#: share of the time for trying the feeds; what is not tried is not fed
-_TRIAL_SHARE = 0.05
+SCENARIOS: tuple[str, ...] = ("latency", "workers")
 
 
 def bench(
@@ -50,24 +41,29 @@ def bench(
     delta: float = statistics.DELTA,
     max_runs: int = latency.MAX_RUNS,
     bind: bool | None = None,
+    workers: int | Sequence[int] | None = None,
+    pack: bool = False,
 ) -> Benchmark:
     """Measure one model, or compare several; the first is the reference.
 
     Args:
-        models: paths of `.onnx` files with the same inputs.
+        models: paths of `.onnx` files with the same inputs; for 'workers' folders of packs, too.
         provider: short names of `onnxcomp.runtime.PROVIDERS`.
-        scenario: 'latency': one caller, one run after the other.
+        scenario: 'latency': one caller, one run after the other. 'workers': several callers at once, as
+            processes, as threads on one session, and on a pack.
         data: what `onnxcomp.data.open_source` takes; None: seeded noise.
         batch: samples per run.
         sizes: sizes of symbolic axes, for noise.
         threads: ORT's intra-op threads; 0 leaves it to ORT.
-        seconds: time budget for each combination of provider, batch and threads. A comparison
-            makes its first eight rounds in any case.
+        seconds: time budget for each combination of provider, batch, threads and workers. A comparison
+            makes its first eight rounds in any case, 'workers' three.
         seed: of all random orders; None draws one, which the result tells.
         settings: other session options; its `threads` is not used.
         delta: a smaller relative difference is none.
-        max_runs: at most so many runs of a single model count.
-        bind: use IO binding; None: on every provider but the CPU.
+        max_runs: at most so many runs of a single model count ('latency').
+        bind: use IO binding; None: on every provider but the CPU ('latency').
+        workers: how many ('workers'); None: one per core.
+        pack: make a pack of each model for the occasion, and measure it, too ('workers').
 
     Raises UsageError, and what `open_session` and `Batches` raise.
     """
@@ -75,15 +71,19 @@ def bench(
     providers = [provider] if isinstance(provider, str) else list(provider)
     batches = [batch] if isinstance(batch, int) else list(batch)
     counts = [threads] if isinstance(threads, int) else list(threads)
-    _check(paths, scenario, seconds, delta, {"provider": providers, "batch": batches, "threads": counts})
+    crowds = _crowds(workers, scenario, pack=pack)
+    lists: dict[str, Sequence[object]] = {"provider": providers, "batch": batches, "threads": counts, "workers": crowds}
+    _check(paths, scenario, seconds, delta, lists)
+    if scenario != "workers":
+        packs.refuse(paths, scenario)
     settings = settings or SessionSettings()
     seed = secrets.randbits(48) if seed is None else seed
     environment, before = capture(), trust.read_counters()
-    results: list[Result] = []
-    comparisons: list[tuple[Setting, comparing.Comparison]] = []
-    every = list(itertools.product(providers, batches, counts))
-    for index, (name, size, count) in enumerate(every):
-        job = _Job(
+    results: list[Result | WorkersResult] = []
+    comparisons: list[tuple[Setting, Comparison | Contest]] = []
+    every = list(itertools.product(providers, batches, counts, crowds))
+    for index, (name, size, count, crowd) in enumerate(every):
+        job = Job(
             paths=tuple(Path(p) for p in paths),
             names=tuple(os.fspath(p) for p in paths),
             provider=name,
@@ -100,14 +100,13 @@ def bench(
             done=index / len(every),
             share=1 / len(every),
         )
-        measured, compared = job.measure()
+        measured, compared = workers_scenario.serve(job, crowd, pack=pack) if crowd else single.measure(job)
         results += measured
-        if compared is not None:
-            comparisons.append((measured[0].setting, compared))
+        comparisons += [(measured[0].setting, one) for one in compared]
     return Benchmark(
         environment=environment,
         trust=trust.judge(before, trust.read_counters(), environment, _contention(results, comparisons)),
-        models=tuple(fingerprint(p) for p in paths),
+        models=tuple(fingerprint(one.path) for one in packs.served(paths)),
         results=tuple(results),
         comparisons=tuple(comparisons),
         seed=seed,
@@ -120,105 +119,18 @@ def bench(
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One combination of provider, batch and threads."""
-
-    paths: tuple[Path, ...]
-    names: tuple[str, ...]
-    provider: str
-    scenario: str
-    data: str | os.PathLike[str] | None
-    batch: int
-    sizes: Mapping[str, int] | None
-    settings: SessionSettings
-    seconds: float
-    seed: int
-    delta: float
-    max_runs: int
-    bind: bool | None
-    done: float
-    share: float
-
-    def measure(self) -> tuple[list[Result], comparing.Comparison | None]:
-        clock = clock_for(self.provider, self.settings.threads)
-        feeds = self._feeds()
-        results = [self._single(index, feeds, clock, index * self._single_share) for index in range(len(self.paths))]
-        return results, self._compare(results, feeds, clock) if len(self.paths) > 1 else None
-
-    def _feeds(self) -> Feeds:
-        """Feeds that every model has run on once, so that nothing is refused while the clock runs."""
-        self._tell(f"loading {self.names[0]}", 0.0)
-        first = self._open(0)
-        feeds = make_feeds(self.data, first.signature.inputs, batch=self.batch, sizes=self.sizes)
-        deadline = time.monotonic() + _TRIAL_SHARE * self.seconds / len(self.paths)
-        tried = 0
-        for arrays in feeds.arrays:
-            first.run(arrays)
-            tried += 1
-            if time.monotonic() > deadline:
-                break
-        feeds = dataclasses.replace(feeds, arrays=feeds.arrays[:tried])
-        for index in range(1, len(self.paths)):
-            other = self._open(index)
-            check_same_inputs(first.signature, other.signature, names=(self.names[0], self.names[index]))
-            for arrays in feeds.arrays:
-                other.run(arrays)
-        return feeds
-
-    def _single(self, index: int, feeds: Feeds, clock: Clock, done: float) -> Result:
-        """The closed loop of one model, in a session of its own."""
-        placed = placement(self.paths[index], provider=self.provider, settings=self.settings)
-        before = memory.measure()
-        start = time.perf_counter()
-        session = self._open(index)
-        open_seconds = time.perf_counter() - start
-        calls = runner.runs(session, feeds.arrays, bind=self.bind)
-        measured = latency.measure(
-            calls,
-            clock,
-            samples_per_run=feeds.samples,
-            seconds=self.seconds * self._single_share,
-            max_runs=self.max_runs,
-            progress=lambda f: self._tell(self.names[index], done + f * self._single_share),
-        )
-        after = memory.measure()
-        growth = None
-        if before.pss_bytes is not None and after.pss_bytes is not None:
-            growth = after.pss_bytes - before.pss_bytes
-        setting = Setting(self.provider, self.scenario, feeds.samples, self.settings.threads)
-        return Result(self.names[index], setting, measured, after, growth, placed, open_seconds, feeds)
-
-    def _compare(self, results: Sequence[Result], feeds: Feeds, clock: Clock) -> comparing.Comparison:
-        """All candidates against the reference, in rounds of fresh sessions."""
-        usual = [float(np.mean(r.latency.wall_ns)) / 1e9 for r in results]
-        opening = [r.open_seconds for r in results]
-        budget = self.seconds * _COMPARE_SHARE
-        return comparing.compare(
-            self.names,
-            [self._opener(index, feeds) for index in range(len(self.paths))],
-            clock=clock,
-            plan=comparing.plan([*usual, usual[0]], [*opening, opening[0]], budget),
-            seconds=budget,
-            seed=self.seed,
-            delta=self.delta,
-            progress=lambda f: self._tell("comparing", 1 - _COMPARE_SHARE * (1 - f)),
-        )
-
-    @property
-    def _single_share(self) -> float:
-        several = len(self.paths) > 1
-        return (1 - _COMPARE_SHARE) / len(self.paths) if several else 1.0
-
-    def _opener(self, index: int, feeds: Feeds) -> comparing.Opener:
-        return lambda: runner.runs(self._open(index), feeds.arrays, bind=self.bind)
-
-    def _open(self, index: int) -> Session:
-        return open_session(self.paths[index], provider=self.provider, settings=self.settings)
-
-    def _tell(self, text: str, fraction: float) -> None:
-        where = f"{self.provider}, batch {self.batch}, {self.settings.threads} threads"
-        worker.report(f"{text} ({where})", self.done + self.share * min(fraction, 1.0))
+def _crowds(workers: int | Sequence[int] | None, scenario: str, *, pack: bool) -> list[int]:
+    """The worker counts; a zero for a scenario without workers."""
+    if scenario != "workers":
+        if workers is not None or pack:
+            raise UsageError("workers and packs are for the scenario 'workers'", where=f"scenario={scenario}")
+        return [0]
+    if workers is None:
+        return [usable_cores()]
+    crowds = [workers] if isinstance(workers, int) else list(workers)
+    if any(crowd < 1 for crowd in crowds):
+        raise UsageError("at least one worker is needed", where=f"workers={workers}")
+    return crowds
 
 
 def _check(
@@ -244,11 +156,12 @@ def _check(
         raise UsageError("delta is a relative difference between 0 and 1", where=f"delta={delta}")
 
 
-def _contention(results: Sequence[Result], comparisons: Sequence[tuple[Setting, comparing.Comparison]]) -> float | None:
-    """The worst wall / CPU time of what ran on one thread of the CPU; None where nothing did."""
-    found = [r.latency.contention for r in results if _one_thread(r.setting)]
-    found += [c.contention() for s, c in comparisons if _one_thread(s)]
-    return max(found, default=None)
+def _contention(
+    results: Sequence[Result | WorkersResult], comparisons: Sequence[tuple[Setting, Comparison | Contest]]
+) -> float | None:
+    """The worst wall / CPU time of what ran alone on one thread of the CPU; None where nothing did."""
+    measured = [(r.setting, r.contention) for r in results] + [(s, c.contention()) for s, c in comparisons]
+    return max((ratio for setting, ratio in measured if ratio is not None and _one_thread(setting)), default=None)
 
 
 def _one_thread(setting: Setting) -> bool:

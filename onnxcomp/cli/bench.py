@@ -12,7 +12,10 @@ from onnxcomp.cli.shell import Shell
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--provider", multiple=True, default=("cpu",), show_default=True, help="cpu or cuda; repeatable.")
-@click.option("--scenario", default="latency", show_default=True, help="latency: one caller, closed loop.")
+@click.option(
+    "--scenario", default="latency", show_default=True,
+    help="latency: one caller, closed loop; workers: several at once, in other ways.",
+)  # fmt: skip
 @click.option("--data", metavar="D", help="What is fed; default: seeded noise, random:16.")
 @click.option("--batch", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
 @click.option("--shape", multiple=True, metavar="NAME=N", help="Size of a symbolic axis of the noise.")
@@ -20,6 +23,11 @@ from onnxcomp.cli.shell import Shell
     "--threads", type=click.IntRange(min=0), multiple=True, default=(1,), show_default=True,
     help="Intra-op threads, 0 leaves it to ORT; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(min=1), multiple=True,
+    help="How many, in the scenario 'workers'; default: one per core; repeatable.",
+)  # fmt: skip
+@click.option("--pack", is_flag=True, help="Make a pack of each model and measure it, too ('workers').")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Time budget per setting.")
 @click.option("--seed", type=int, help="Seed of all random orders; drawn and recorded otherwise.")
 @shells.common()
@@ -32,6 +40,8 @@ def command(
     batch: tuple[int, ...],
     shape: tuple[str, ...],
     threads: tuple[int, ...],
+    workers: tuple[int, ...],
+    pack: bool,
     seconds: float,
     seed: int | None,
 ) -> None:
@@ -39,6 +49,10 @@ def command(
 
     A comparison runs rounds of fresh sessions in random order beside an A/A control, and says
     faster, slower, equivalent or undecided.
+
+    With --scenario workers, each model runs in N processes, in N threads on one session, and,
+    where MODELS names the folder of a pack, in N processes on the pack: throughput, latency and
+    memory (PSS, USS, peak) of all together, and their ratios to one plain process and to N.
     """
     from onnxcomp.report import tables
 
@@ -51,6 +65,8 @@ def command(
         batch=batch,
         sizes=shells.parse_sizes(shape),
         threads=threads,
+        workers=workers or None,
+        pack=pack,
         seconds=seconds,
         seed=seed,
     )

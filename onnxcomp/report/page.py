@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError, UnsupportedError
-from onnxcomp.report import effects, plots, text
+from onnxcomp.report import effects, plots, text, workers
 
 Json = Mapping[str, Any]
 
@@ -134,6 +134,7 @@ def _demo(document: Json) -> list[Section]:
 def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
     """pictured: the speedups stand in a picture already."""
     results, comparison, trust = document["results"], document["comparison"], document["trust"]
+    crowds = [r for r in results if workers.is_workers(r)]
     rows = [
         [
             _name(r["model"]), r["provider"], str(r["batch"]), str(r["threads"]),
@@ -155,6 +156,8 @@ def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
         "process memory",
     ]
     found = [Table(head, rows)]
+    if crowds:
+        found = [Table(workers.HEAD, workers.rows(crowds)), Table(workers.AGAINST, workers.ratios(crowds))]
     figures = []
     samples = [(_name(r["model"]), r["samples"]["wall_ns"]) for r in results if "samples" in r]
     if samples:
@@ -179,9 +182,12 @@ def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
             )
         )  # fmt: skip
     notes = [f"{_name(c['candidate'])}: {reason}" for c in comparison for reason in c["reasons"]]
-    notes += [f"{r['text']}; {r['hint']}" for r in trust["reasons"]]
+    notes += [*workers.notes(crowds), *(f"{r['text']}; {r['hint']}" for r in trust["reasons"])]
     lead = f"Trust in these timings: {trust['grade']}."
-    return [Section("Latency", lead, figures, found, notes), _environment(document["environment"])]
+    return [
+        Section("Workers" if crowds else "Latency", lead, figures, found, notes),
+        _environment(document["environment"]),
+    ]
 
 
 def _environment(found: Json) -> Section:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcomp.report import effects, text
+from onnxcomp.report import effects, text, workers
 
 Json = Mapping[str, Any]
 
@@ -140,10 +140,41 @@ def exported(result: Json) -> None:
 
 def benchmark(result: Json) -> None:
     """`onnxcomp bench`."""
+    crowds = [row for row in result["results"] if workers.is_workers(row)]
+    if crowds:
+        _grid(
+            "workers; memory of all together, latency in ms [95 % interval]",
+            workers.HEAD,
+            workers.rows(crowds),
+        )
+        _grid("ratio to plain processes [95 % interval over rounds]", workers.AGAINST, workers.ratios(crowds))
+        for note in workers.notes(crowds):
+            _print(f"note: {note}")
+    else:
+        _latencies(result["results"])
+    verdicts(result["comparison"])
+    trust = result["trust"]
+    _print(Text(f"trust: {trust['grade']}", style="bold"))
+    for reason in trust["reasons"]:
+        _print(f"  {reason['text']}; {reason['hint']}")
+
+
+def _grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose cells are text already."""
+    table = _table(title)
+    for name in head:
+        justify: Literal["left", "right"] = "left" if name in ("workers", "against") else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "workers")
+    for row in rows:
+        _add(table, *row)
+    _print(table)
+
+
+def _latencies(results: Sequence[Json]) -> None:
     table = _table("latency in ms [95 % interval]")
     for name in ("model", "provider", "batch", "threads", "p50", "p90", "p99", "samples/s", "memory"):
         table.add_column(name, justify="left" if name in ("model", "provider") else "right")
-    for row in result["results"]:
+    for row in results:
         found = row["latency_ms"]
         _add(
             table, row["model"], row["provider"], str(row["batch"]), str(row["threads"]),
@@ -151,11 +182,6 @@ def benchmark(result: Json) -> None:
             text.number(row["throughput"]), text.size(row["memory"]["pss_bytes"]),
         )  # fmt: skip
     _print(table)
-    verdicts(result["comparison"])
-    trust = result["trust"]
-    _print(Text(f"trust: {trust['grade']}", style="bold"))
-    for reason in trust["reasons"]:
-        _print(f"  {reason['text']}; {reason['hint']}")
 
 
 def explanation(result: Json) -> None:

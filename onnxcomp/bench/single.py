@@ -1,0 +1,74 @@
+"""The scenario 'latency': each model alone in a closed loop, then all of them in interleaved rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxcomp import memory
+from onnxcomp.bench import compare as comparing
+from onnxcomp.bench import latency, runner
+from onnxcomp.bench.clock import Clock, clock_for
+from onnxcomp.bench.feeds import Feeds
+from onnxcomp.bench.job import Job
+from onnxcomp.bench.placement import placement
+from onnxcomp.bench.result import Result
+
+#: share of the time that a comparison gets; the rest goes to the closed loops of the single models
+_COMPARE_SHARE = 0.7
+
+
+def measure(job: Job) -> tuple[list[Result], list[comparing.Comparison]]:
+    """A result per model, and where there are several, their comparison with the first."""
+    clock = clock_for(job.provider, job.settings.threads)
+    feeds = job.feeds()
+    several = len(job.paths) > 1
+    share = (1 - _COMPARE_SHARE) / len(job.paths) if several else 1.0
+    results = [_single(job, index, feeds, clock, share) for index in range(len(job.paths))]
+    return results, [_compare(job, results, feeds, clock)] if several else []
+
+
+def _single(job: Job, index: int, feeds: Feeds, clock: Clock, share: float) -> Result:
+    """The closed loop of one model, in a session of its own."""
+    placed = placement(job.paths[index], provider=job.provider, settings=job.settings)
+    before = memory.measure()
+    start = time.perf_counter()
+    session = job.open(index)
+    open_seconds = time.perf_counter() - start
+    calls = runner.runs(session, feeds.arrays, bind=job.bind)
+    measured = latency.measure(
+        calls,
+        clock,
+        samples_per_run=feeds.samples,
+        seconds=job.seconds * share,
+        max_runs=job.max_runs,
+        progress=lambda f: job.tell(job.names[index], (index + f) * share),
+    )
+    after = memory.measure()
+    growth = None
+    if before.pss_bytes is not None and after.pss_bytes is not None:
+        growth = after.pss_bytes - before.pss_bytes
+    return Result(job.names[index], job.setting(feeds), measured, after, growth, placed, open_seconds, feeds)
+
+
+def _compare(job: Job, results: Sequence[Result], feeds: Feeds, clock: Clock) -> comparing.Comparison:
+    """All candidates against the reference, in rounds of fresh sessions."""
+    usual = [float(np.mean(r.latency.wall_ns)) / 1e9 for r in results]
+    opening = [r.open_seconds for r in results]
+    budget = job.seconds * _COMPARE_SHARE
+    return comparing.compare(
+        job.names,
+        [_opener(job, index, feeds) for index in range(len(job.paths))],
+        clock=clock,
+        plan=comparing.plan([*usual, usual[0]], [*opening, opening[0]], budget),
+        seconds=budget,
+        seed=job.seed,
+        delta=job.delta,
+        progress=lambda f: job.tell("comparing", 1 - _COMPARE_SHARE * (1 - f)),
+    )
+
+
+def _opener(job: Job, index: int, feeds: Feeds) -> comparing.Opener:
+    return lambda: runner.runs(job.open(index), feeds.arrays, bind=job.bind)
