@@ -6,5 +6,6 @@ accuracy refuse it.
 
 from onnxcomp.data.batches import Batch, Batches
 from onnxcomp.data.sources import Source, open_source
+from onnxcomp.data.unpadded import unpadded
 
-__all__ = ["Batch", "Batches", "Source", "open_source"]
+__all__ = ["Batch", "Batches", "Source", "open_source", "unpadded"]

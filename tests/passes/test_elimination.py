@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import builders
 import numpy as np
 import prune_graphs
@@ -12,6 +14,7 @@ from onnxcomp.errors import UsageError
 from onnxcomp.model import load, signature
 from onnxcomp.passes import PruneStructured
 from onnxcomp.passes.prune.analysis import analyse
+from onnxcomp.passes.prune.repair import elimination
 from onnxcomp.passes.prune.repair.elimination import by_elimination
 from onnxcomp.pipeline import optimize
 
@@ -64,12 +67,69 @@ def test_channels_of_grouped_convolutions_go_together(tmp_path):
     assert np.argmin(scores) == 2
 
 
-def test_it_is_an_option_that_needs_data(tmp_path):
-    path = builders.save(prune_graphs.cut_graph("conv"), tmp_path / "m.onnx")
-    model = load(path)
+@pytest.mark.parametrize(
+    ("options", "importance"),
+    [
+        ({"importance": "elimination", "repair": "none"}, "elimination"),
+        ({}, "elimination"),
+        ({"repair": "bias"}, "activation"),
+        ({"repair": "none"}, "activation"),
+        ({"importance": "activation"}, "activation"),
+        ({"importance": "l2"}, "l2"),
+    ],
+)
+def test_it_is_what_ranks_where_least_squares_repairs(options, importance, tmp_path):
+    model = load(builders.save(prune_graphs.cut_graph("conv"), tmp_path / "m.onnx"))
     data = Batches({"x": builders.samples(40, 3, 8, 8)}, signature(model).inputs)
-    step = PruneStructured(importance="elimination", sparsity=0.5, align=1)
-    done = optimize(model, [step], data=data)
+    step = PruneStructured(sparsity=0.5, align=1, **options)
+    assert optimize(model, [step], data=data).passes[0].effect["importance"] == importance
+    if options.get("importance") == "elimination":
+        with pytest.raises(UsageError, match="'elimination' needs data"):
+            optimize(model, [step])
+    else:
+        assert (
+            optimize(model, [dataclasses.replace(step, importance="auto", repair=None)]).passes[0].effect["importance"]
+            == "l2"
+        )
+
+
+def test_a_wide_sum_is_ranked_in_parts(tmp_path, monkeypatch):
+    w1 = RNG.normal(0, 1, (6, 64)).astype(np.float32)
+    w1[:, 32:] = w1[:, :32]  # every unit is there twice
+    weights = {"w1": w1, "w2": RNG.normal(0, 1, (64, 5)).astype(np.float32)}
+    x = builders.samples(400, 6)
+    (whole,) = ranked(DENSE, weights, x, tmp_path).values()
+    monkeypatch.setattr(elimination, "_WIDEST", 16)
+    seen = []
+    real = elimination.solve
+    monkeypatch.setattr(
+        elimination, "solve", lambda gram, *rest, **more: seen.append(len(gram)) or real(gram, *rest, **more)
+    )
+    (parts,) = ranked(DENSE, weights, x, tmp_path).values()
+    assert max(seen) == 16
+    assert np.isfinite(parts).all()
+    assert len(set(np.argsort(whole)[:32]) & set(np.argsort(parts)[:32])) > 20
+
+
+def test_what_is_too_wide_goes_by_activations(tmp_path, monkeypatch):
+    monkeypatch.setattr(elimination, "_LARGEST", 8 * 8**2)
+    text = """(float[N,6] x) => (float[N,5] y) {
+        a = MatMul (x, w1)
+        r = Relu (a)
+        c = MatMul (r, w2)
+        s = Relu (c)
+        y = MatMul (s, w3)
+    }"""
+    model = load(
+        builders.save(prune_graphs.build(text, {"w1": (6, 8), "w2": (8, 12), "w3": (12, 5)}), tmp_path / "m.onnx")
+    )
+    x = builders.samples(400, 6)
+    data = Batches({"x": x}, signature(model).inputs)
+    assert list(by_elimination(analyse(model), data, tmp_path, None)) == [0]
+    done = optimize(model, [PruneStructured(sparsity=0.5)], data=data)
     assert done.passes[0].effect["importance"] == "elimination"
-    with pytest.raises(UsageError, match="'elimination' needs data"):
-        optimize(model, [step])
+    stored = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    hidden = np.maximum(np.maximum(x @ stored["w1"], 0) @ stored["w2"], 0)
+    adds = np.square(hidden).mean(0) * np.square(stored["w3"]).sum(1)
+    kept = {cut["initializer"]: cut["kept"] for cut in done.passes[0].effect["plan"]["cuts"]}
+    assert kept["w3"] == sorted(np.argsort(adds)[6:])

@@ -37,7 +37,7 @@ def model(tmp_path):
         ({"sparsity": 0.0}, NoEffectError, "removes nothing"),
         ({"sparsity": float("nan")}, UsageError, r"not in \[0, 1\)"),
         ({"sparsity": 0.01, "align": 1}, NoEffectError, "nothing is removed"),
-        ({"sparsity": 0.5, "align": 16}, NoEffectError, r"of 8, 6\) stay"),
+        ({"sparsity": 0.5, "align": 16}, NoEffectError, r"6 in blocks of 16\) stay"),
         ({"target_macs": 0.0}, UsageError, "not between 0 and 1"),
         ({"target_size": 1.0}, UsageError, "not between 0 and 1"),
         ({"limit": 1.0}, UsageError, "not between 0 and 1"),
@@ -56,6 +56,21 @@ def model(tmp_path):
 def test_options_that_cannot_be(options, error, text, model):
     with pytest.raises(error, match=text):
         optimize(model, [PruneStructured(**options)])
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"sparsity": 0.01, "align": 1}, "higher --sparsity"),
+        ({"sparsity": 0.9, "align": 16}, "a smaller --align than 16"),
+        ({"sparsity": 0.9, "align": 1, "limit": 0.05}, "the limit of 0.05 lets none"),
+        ({"exclude": ("Conv_0", "Conv_3", "Gemm_6")}, "exclude less"),
+    ],
+)
+def test_where_nothing_goes_the_hint_says_what_would_help(options, hint, model):
+    with pytest.raises(NoEffectError) as error:
+        optimize(model, [PruneStructured(**options)])
+    assert hint in error.value.hint
 
 
 def test_a_quantized_model_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -84,20 +84,25 @@ def by_weights(analysis: Analysis, group: Group, measure: Measure) -> np.ndarray
     return score if measure == "l1" else np.sqrt(score)
 
 
-def by_activations(analysis: Analysis, data: Batches, workdir: Path, store: Path | None) -> Mapping[int, np.ndarray]:
+def by_activations(
+    analysis: Analysis, data: Batches, workdir: Path, store: Path | None, *, known: Collection[int] = ()
+) -> Mapping[int, np.ndarray]:
     """{index of a group: score of its units, float64, (units,)}, for the groups whose uses can be observed.
+
+    `known`: indices of groups that need none.
 
     The score is the sum over all sums that a unit leaves through of (root mean square of the activation times
     weight) ** 2: what the output loses, were all channels independent. After Wanda (Sun et al. 2023,
     arXiv:2306.11695), over whole units.
     """
-    wanted = {use: Squares(use.activation_axis) for group in analysis.groups for use in group.uses}
+    groups = [(index, group) for index, group in enumerate(analysis.groups) if index not in known]
+    wanted = {use: Squares(use.activation_axis) for _, group in groups for use in group.uses}
     by_tensor: dict[str, list[Squares]] = {}
     for use, statistic in wanted.items():
         by_tensor.setdefault(use.activation.name or "", []).append(statistic)
     observe(analysis.model, data, by_tensor, workdir=workdir, store=store)
     found = {}
-    for index, group in enumerate(analysis.groups):
+    for index, group in groups:
         parts = [(use, _loss(use, wanted[use])) for use in group.uses]
         if all(loss is not None for _, loss in parts):
             score = np.zeros(len(group))

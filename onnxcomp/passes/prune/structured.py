@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxcomp.data import unpadded
 from onnxcomp.errors import InvalidModelError, NoEffectError, UnsupportedError, UsageError
 from onnxcomp.inspect import all_nodes, constants, is_parameter
 from onnxcomp.passes.base import Context, Effect, Pass, named, option
@@ -18,8 +19,10 @@ from onnxcomp.passes.prune.allocation import Choice, Goal, choose
 from onnxcomp.passes.prune.analysis import Analysis, analyse
 from onnxcomp.passes.prune.atoms import RefusedError
 from onnxcomp.passes.prune.cut import Kept, cut
+from onnxcomp.passes.prune.nothing import no_units, nothing_goes
 from onnxcomp.passes.prune.repair import steps as repair
 from onnxcomp.passes.prune.repair.elimination import by_elimination
+from onnxcomp.passes.prune.repair.steps import Method
 from onnxcomp.passes.prune.units import Group
 from onnxcomp.passes.simplify import fold_constants
 
@@ -40,8 +43,8 @@ class PruneStructured(Pass):
     Rules:
         1. Counts of channels of a convolution that stay are multiples of what this host's kernels take at once
            (16 with AVX-512): in between nothing gets faster, and a count like 127 is slower than 128.
-        2. Least important first: by what a unit adds to real activations where there is data, else by the norm
-           of its weights. At least one block of each group stays.
+        2. Least important first: with data, by what the outputs of the layers behind lose even with weights
+           fitted anew, else by the norm of its weights. At least one block of each group stays.
         3. Left whole, with the reason in `refused`: what reaches an input, an output, a normalization over it,
            a subgraph or an operator without a rule. Quantized models are refused.
         4. Before `fuse` and before BatchNormalization is folded: fused operators hide units.
@@ -55,8 +58,8 @@ class PruneStructured(Pass):
     target_size: float | None = option(None, "the same for the bytes of the weights")
     importance: Literal["auto", "activation", "elimination", "l2", "l1"] = option(
         "auto",
-        "what ranks units: activations with data, norms of weights without; auto takes what there is; elimination: "
-        "what --repair lstsq cannot make good, slower and better",
+        "what ranks units: elimination: what --repair lstsq cannot make good on data; activation: what they add there; "
+        "l2, l1: norms of weights; auto: elimination where lstsq repairs, else activation, l2 without data",
     )
     allocation: Literal["auto", "uniform", "global", "sensitivity"] = option(
         "auto",
@@ -79,6 +82,7 @@ class PruneStructured(Pass):
         And DataError (a plan that does not fit), AccuracyGateError (the result is not the masked model).
         """
         self._check(context)
+        context = _without_padding(context)
         digest = plan.content_hash(model)
         analysis = self.analysed(model)
         before = _parameters(model)
@@ -89,7 +93,7 @@ class PruneStructured(Pass):
         groups = [_described(group, kept) for group in analysis.groups]
         removed = sum(entry["units"] - entry["kept"] for entry in groups)
         if not removed:
-            raise NoEffectError(_nothing(analysis), hint="see the reasons in the notes, or give a higher --sparsity")
+            raise nothing_goes(analysis, align=self.align, limit=self.limit, planned=self.plan is not None)
         details: dict[str, Any] = {
             "removed_parameters": 0,
             "parameters": before,
@@ -100,13 +104,16 @@ class PruneStructured(Pass):
             "refused": [{"node": node, "reason": reason} for node, reason in analysis.refused],
             "plan": plan.plan_of(kept, digest).to_json(),
         }
-        method = self.repair or ("none" if context.data is None else "lstsq")
+        method = self._method(context)
         whole = None if method == "none" else repair.Whole.of(kept)
         details["equivalence_error"] = _cut_and_prove(kept, context)
         if whole is not None:
             details["repair"] = repair.repair(model, whole, method, context)
         details["removed_parameters"] = before - _parameters(model)
         return Effect(True, details)
+
+    def _method(self, context: Context) -> Method:
+        return self.repair or ("none" if context.data is None else "lstsq")
 
     def analysed(self, model: ir.Model) -> Analysis:
         """The units of a model, whose constants become initializers. Raises InvalidModelError for NaN in them."""
@@ -141,8 +148,8 @@ class PruneStructured(Pass):
     def choice(self, analysis: Analysis, context: Context) -> tuple[Choice, str]:
         """(what decides which units go, what ranked them). Raises NoEffectError where there are none."""
         if not analysis.groups:
-            raise NoEffectError(_nothing(analysis), hint="see the reasons in the notes")
-        scores, how = self._scores(analysis, context)
+            raise no_units(analysis)
+        scores, how = self._scores(analysis, _without_padding(context))
         kind, align, limit = self.allocation, self.align, self.limit
         if kind == "auto":  # once weights are repaired, shares by damage gain nothing: measured on four models
             kind = "sensitivity" if context.data is not None and self.repair == "none" else "uniform"
@@ -162,11 +169,14 @@ class PruneStructured(Pass):
     def _scores(self, analysis: Analysis, context: Context) -> tuple[list[np.ndarray], str]:
         """(importance of each unit, by group; its name)."""
         observed: dict[int, np.ndarray] = {}
-        eliminating = self.importance == "elimination"
-        if (eliminating or self.importance in ("auto", "activation")) and context.data is not None and analysis.groups:
+        eliminated = 0
+        if self.importance not in ("l1", "l2") and context.data is not None and analysis.groups:
             context.data.require_real("pruning")
-            measured = by_elimination if eliminating else importance.by_activations
-            observed = dict(measured(analysis, context.data, context.workdir, context.store))
+            given = context.data, context.workdir, context.store
+            if self.importance == "elimination" or (self.importance == "auto" and self._method(context) == "lstsq"):
+                observed |= by_elimination(analysis, *given)
+                eliminated = len(observed)
+            observed |= importance.by_activations(analysis, *given, known=observed)
         measure: importance.Measure = "l1" if self.importance == "l1" else "l2"
         scores = [
             observed[i] if i in observed else importance.by_weights(analysis, group, measure)
@@ -174,7 +184,7 @@ class PruneStructured(Pass):
         ]
         if observed and len(observed) < len(scores):
             context.note(f"{len(scores) - len(observed)} groups are ranked by weights: what reads them is not observed")
-        return scores, ("elimination" if eliminating else "activation") if observed else measure
+        return scores, "elimination" if eliminated else "activation" if observed else measure
 
 
 def refuse_quantized(model: ir.Model) -> None:
@@ -185,6 +195,10 @@ def refuse_quantized(model: ir.Model) -> None:
             f"the model is quantized already (it has {', '.join(found)})",
             hint="prune the float model, then quantize",
         )
+
+
+def _without_padding(context: Context) -> Context:
+    return context if context.data is None else dataclasses.replace(context, data=unpadded(context.data))
 
 
 def _cut_and_prove(kept: Kept, context: Context) -> float:
@@ -212,14 +226,6 @@ def _costs(analysis: Analysis, groups: list[dict[str, Any]]) -> dict[str, float]
     """What is left of the multiply-accumulates."""
     units, stay = [g["units"] for g in groups], [g["kept"] for g in groups]
     return {"macs_ratio": round(selection.ratio(selection.multiplications(analysis), units, stay), 4)}
-
-
-def _nothing(analysis: Analysis) -> str:
-    if not analysis.groups:
-        reasons = list(dict.fromkeys(reason for _, reason in analysis.refused))[:3]
-        return f"no unit can be removed: {'; '.join(reasons) or 'the model has no weights that are summed over'}"
-    sizes = ", ".join(str(len(group)) for group in analysis.groups[:8])
-    return f"nothing is removed: rounded to blocks, all units of the groups (of {sizes}) stay"
 
 
 def _finite(analysis: Analysis) -> None:

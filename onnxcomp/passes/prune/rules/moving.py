@@ -40,7 +40,7 @@ def elementwise(at: Atoms, node: ir.Node) -> None:
     if at.opset < 7 and len(inputs) > 1:
         raise RefusedError("before opset 7 axes are aligned by other rules")
     for output in node.outputs:
-        if not used([output]):
+        if output is not node.outputs[0] and not used([output]):
             continue  # the mask of a Dropout
         for value in inputs:
             if value is not None:
