@@ -9,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from onnxcomp import runtime
 from onnxcomp.data import Batches
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.model import Signature
+from onnxcomp.runtime import Session
 
 #: batches that are fed, samples in each, and runs on noise
 _BATCHES, _SAMPLES, _RUNS = 8, 8, 3
@@ -47,19 +49,29 @@ def make(model: Path, data: str | os.PathLike[str] | None, sizes: Mapping[str, i
         runs = tuple(batch.feeds for batch in islice(batches, _BATCHES))
         if not runs:
             raise DataError("there are no samples", where=batches.source.name)
-        session.run(runs[0])
+        _try(session, runs[0])
         return Feeds(runs, batches.source.name), session.signature
     failed: Exception | None = None
     for noise in _noise(session.signature, sizes):
         try:
             runs = tuple(batch.feeds for batch in noise)
             for feed in runs:
-                session.run(feed)
+                _try(session, feed)
         except (DataError, UsageError) as error:
             failed = failed or error
             continue
         return Feeds(runs, noise.source.name), session.signature
     raise DataError(f"no made-up input runs on this model: {failed}", where=model, hint="give --data") from failed
+
+
+def _try(session: Session, feed: Mapping[str, np.ndarray]) -> None:
+    """Run without ORT's own words on stderr about what does not fit. Raises what `Session.run` raises."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    try:
+        session.ort.run(None, dict(feed), options)
+    except Exception as error:
+        raise runtime.translate(error, session.path, running=True) from error
 
 
 def _noise(signature: Signature, sizes: Mapping[str, int]) -> Iterator[Batches]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from onnxcomp import documents, runtime, worker
 from onnxcomp import model as models
-from onnxcomp.errors import OutputError, UsageError, nearest
+from onnxcomp.errors import OnnxcompError, OutputError, UnsupportedError, UsageError, nearest
 from onnxcomp.pack import feeds, host, manifest, proof, triton
 from onnxcomp.pack.manifest import Manifest
 from onnxcomp.settings import SessionSettings
@@ -123,6 +123,15 @@ def _write(source: Path, served: Path) -> None:
     written = runtime.optimized(source, scratch, packed=True)
     models.settle(written, served)
     shutil.rmtree(scratch)
+    try:
+        runtime.open_session(served, settings=runtime.frugal(served))
+    except OnnxcompError as error:
+        # seen with ORT 1.32: an optimizer that gives two values of a Scan's body one name
+        raise UnsupportedError(
+            f"ONNX Runtime cannot open the optimized model that it has written: {error.message.split('failed:')[-1]}",
+            where=source,
+            hint="nothing was written; serve the model as it is",
+        ) from error
 
 
 def _as_ort_reads(source: Path, folder: Path) -> Path:

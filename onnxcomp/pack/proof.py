@@ -146,7 +146,7 @@ def _identical(before: Replicas, after: Replicas) -> bool | None:
         return None
     raise AccuracyGateError(
         "the pack's outputs are not bit-identical to the model's",
-        where=after.model,
+        where=Path(after.model).name,
         hint="nothing was written; please report the model",
     )
 
