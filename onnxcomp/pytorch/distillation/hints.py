@@ -12,7 +12,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from onnxcomp import model as models
-from onnxcomp.errors import UnsupportedError, UsageError, nearest
+from onnxcomp.errors import UnsupportedError, UsageError, from_os_error, nearest
 
 
 @contextlib.contextmanager
@@ -30,14 +30,14 @@ def exposed(path: Path, names: Sequence[str]) -> Iterator[Path]:
         return
     proto = models.read_proto(path)
     models.normalize(proto)
-    made = {name for node in proto.graph.node for name in node.output if name}
+    made = dict.fromkeys(name for node in proto.graph.node for name in node.output if name)
     there = {value.name for value in proto.graph.output}
     for name in names:
         if name not in made:
             raise UsageError(
                 "no node of the teacher's main graph makes this tensor",
                 where=f"{path}: {name}",
-                hint=nearest(name, sorted(made)) or "'onnxcomp compare --layers' lists inner tensors",
+                hint=nearest(name, made) or f"there are {', '.join(list(made)[:: max(len(made) // 4, 1)])} and others",
             )
         if name not in there:
             proto.graph.output.add(name=name)  # the runtime infers its type
@@ -52,7 +52,10 @@ def exposed(path: Path, names: Sequence[str]) -> Iterator[Path]:
         else:
             yield _whole_copy(path, names, folder)
             return
-        copy.write_bytes(proto.SerializeToString())
+        try:
+            copy.write_bytes(proto.SerializeToString())
+        except OSError as error:
+            raise from_os_error(error, copy.parent) from error
         del proto
         yield copy
 
