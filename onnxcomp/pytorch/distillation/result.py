@@ -1,0 +1,86 @@
+"""What a distillation gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from onnxcomp.evaluate.fidelity import Fidelity
+from onnxcomp.model import ModelFile
+from onnxcomp.pipeline import versions
+from onnxcomp.pytorch.distillation.loop import Trained
+from onnxcomp.pytorch.distillation.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """A student that was trained and published.
+
+    Attributes:
+        input: the teacher.
+        student: where the student came from: path, SHA-256, bytes.
+        output: the file.
+        settings: of the training.
+        trained: the history, the best epoch.
+        elements: (elements that trained, all float elements of the student).
+        fidelity: output against teacher, in ONNX Runtime, on the samples that did not train; None where their
+            outputs cannot be compared one by one.
+        data: where samples came from, and how many trained and judged.
+        seconds: wall time of the training.
+        warnings: what the user should know.
+    """
+
+    input: ModelFile
+    student: Mapping[str, Any]
+    output: ModelFile
+    settings: Settings
+    trained: Trained
+    elements: tuple[int, int]
+    fidelity: Fidelity | None
+    data: Mapping[str, Any]
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def size_ratio(self) -> float:
+        """Student bytes / teacher bytes."""
+        return self.output.bytes / self.input.bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of `onnxcomp distill --json`."""
+        history = [dict(entry) for entry in self.trained.history]
+        effect = {
+            "trained_parameters": self.elements[0],
+            "parameters": self.elements[1],
+            "steps": self.trained.steps,
+            "best_epoch": self.trained.best,
+            "stopped_early": self.trained.stopped_early,
+            "before": history[0]["validation"],
+            "after": history[self.trained.best]["validation"],
+        }
+        step = {
+            "name": "distill",
+            "options": self.settings.to_json(),
+            "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": None,
+            "effect": effect,
+            "notes": [],
+        }
+        return {
+            "input": self.input.to_json(),
+            "student": dict(self.student),
+            "output": self.output.to_json(),
+            "size_ratio": self.size_ratio,
+            "passes": [step],
+            "history": history,
+            "resumed_from_step": self.trained.resumed,
+            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
+            "equivalence": None,
+            "speed": None,
+            "data": dict(self.data),
+            "warnings": list(self.warnings),
+            "versions": {**versions(), "torch": torch.__version__},
+        }

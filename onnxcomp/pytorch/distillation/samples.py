@@ -1,0 +1,140 @@
+"""The samples of a training run in memory, their split, and their order in each epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.data import Batches
+from onnxcomp.errors import DataError
+from onnxcomp.model import InputSpec
+
+Feeds = dict[str, np.ndarray]
+
+#: fewer samples neither train nor judge
+FEWEST = 10
+
+_READ = 1024  # samples that are read at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """All samples.
+
+    Attributes:
+        arrays: (samples, ...) by input name.
+        labels: (samples, ...) or None.
+        size: samples per run where the model fixes it, else None.
+        source: where they come from, for records.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    labels: np.ndarray | None
+    size: int | None
+    source: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def feeds(self, rows: np.ndarray) -> Feeds:
+        """Arrays for one run, by input name."""
+        if self.size == 1:
+            return {name: array[rows[0], ...] for name, array in self.arrays.items()}
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Labels of one run."""
+        return None if self.labels is None else self.labels[rows]
+
+
+def read(data: str | os.PathLike[str] | Mapping[str, np.ndarray], inputs: Sequence[InputSpec]) -> Samples:
+    """Every sample that `Batches` takes from the source.
+
+    Raises DataError: noise, fewer than `FEWEST`, or shards of different shapes.
+    """
+    batches = Batches(data, inputs, batch_size=_READ)
+    batches.require_real("distillation")
+    if batches.samples < FEWEST:
+        raise DataError(
+            f"{batches.samples} samples are too few to train on and to judge by",
+            where=batches.source.name,
+            hint=f"at least {FEWEST}, better some thousand; they need no labels",
+        )
+    sizes = [next(iter(batches.in_batches_of(count))).samples for count in (2, 3)]
+    size = sizes[0] if sizes[0] == sizes[1] else None
+    found: dict[str, list[np.ndarray]] = {spec.name: [] for spec in inputs}
+    labels = []
+    for batch in batches:
+        for name, array in batch.feeds.items():
+            found[name].append(array[np.newaxis] if size == 1 else array)
+        labels.append(batch.labels)
+    try:
+        arrays = {name: np.concatenate(parts) for name, parts in found.items()}
+        known = [part for part in labels if part is not None]
+        together = np.concatenate(known) if known and len(known) == len(labels) else None
+    except ValueError as error:
+        raise DataError(f"shards of different shapes: {error}", where=batches.source.name) from error
+    return Samples(arrays, together, size, batches.to_json())
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Which samples train, which judge, and when each comes; a function of the seed alone.
+
+    Attributes:
+        training, judging: rows of the samples.
+        batch: samples per step.
+        part: samples per run.
+        seed: of the order.
+    """
+
+    training: np.ndarray
+    judging: np.ndarray
+    batch: int
+    part: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch. Samples that do not fill one wait for another epoch's order."""
+        return len(self.training) // self.batch
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[list[np.ndarray]]:
+        """For each step of an epoch, from step `first` on, the rows of its runs."""
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.training)
+        for position in range(first, self.steps):
+            yield list(_parts(shuffled[position * self.batch : (position + 1) * self.batch], self.part))
+
+    def judged(self) -> Iterator[np.ndarray]:
+        """The rows of each run over the judging samples."""
+        return _parts(self.judging, self.part)
+
+
+def order(samples: Samples, *, validation: float, batch: int, accumulate: int, seed: int) -> Order:
+    """Split by the seed. A step is at most all of the training samples, and full runs where their size is fixed.
+
+    Raises DataError when nothing is left to train on or to judge by.
+    """
+    fixed = samples.size or 1
+    count = len(samples)
+    rows = np.random.default_rng(seed).permutation(count)
+    judged = max(round(count * validation), 1)
+    judged = -(-judged // fixed) * fixed
+    training, judging = np.sort(rows[judged:]), np.sort(rows[:judged])
+    batch = min(-(-batch // fixed), len(training) // fixed) * fixed
+    if batch == 0:
+        raise DataError(
+            f"{count} samples leave none to train on",
+            where="--validation",
+            hint="give more samples, or a smaller share",
+        )
+    part = samples.size or -(-batch // accumulate)
+    return Order(training, judging, batch, part, seed)
+
+
+def _parts(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[low : low + size] for low in range(0, len(rows), size))

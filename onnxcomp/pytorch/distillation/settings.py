@@ -1,0 +1,85 @@
+"""How a student is trained: every option once, for the API, the command line and the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from onnxcomp.errors import UsageError
+from onnxcomp.passes.base import option
+
+#: the losses that compare class scores
+OF_CLASSES = ("kl", "dkl", "dist")
+
+#: options, what they may be, in words
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("epochs", "batch", "accumulate", "patience"), lambda value: value >= 1, "must be 1 or more"),
+    (("temperature", "lr", "clip"), lambda value: 0 < value < math.inf, "must be above 0"),
+    (("weight_decay", "hint_weight"), lambda value: 0 <= value < math.inf, "must be 0 or more"),
+    (("labels_weight",), lambda value: 0 <= value <= 1, "is a share from 0 to 1"),
+    (("warm_up", "average"), lambda value: 0 <= value < 1, "is 0 or more and below 1"),
+    (("validation",), lambda value: 0 < value < 1, "is a share between 0 and 1: held-out samples choose the epoch"),
+)
+
+#: share of the peak that the learning rate begins with
+_FIRST = 0.04
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the training; the same ones give the same student on the same threads."""
+
+    loss: Literal["kl", "dkl", "dist", "mse", "cosine"] = option(
+        "kl", "what is near the teacher: kl, dkl and dist for class scores, mse and cosine for others"
+    )
+    temperature: float = option(4.0, "of kl and dkl: what the scores are divided by")
+    hint: tuple[str, ...] = option((), "TEACHER=STUDENT: inner tensors that shall be equal; repeatable")
+    hint_weight: float = option(1.0, "weight of the hints beside the loss")
+    labels_weight: float = option(0.0, "share of cross entropy with the data's labels; 1: no teacher, the control run")
+    mask: str | None = option(None, "the input that is 0 where there is padding: it is left out of the losses")
+    epochs: int = option(10, "times that every training sample is seen")
+    batch: int = option(64, "samples per step")
+    accumulate: int = option(1, "parts in which a step runs, for less memory")
+    lr: float = option(1e-3, "peak of the learning rate: a warm-up, then half a cosine")
+    warm_up: float = option(0.1, "share of the steps in which the learning rate rises")
+    optimizer: Literal["adamw", "sgd"] = option("adamw", "adamw, or sgd with a momentum of 0.9")
+    weight_decay: float = option(0.01, "of matrices and kernels; biases and norms have none")
+    clip: float | None = option(None, "largest norm of a step's gradient; unset: any")
+    average: float | None = option(None, "decay of a running average of the weights, which is then the result: 0.999")
+    freeze_statistics: bool = option(False, "BatchNormalization keeps the statistics that it has")
+    validation: float = option(0.1, "share of the samples that judges and does not train")
+    metric: Literal["loss", "agreement", "accuracy"] = option(
+        "loss", "what chooses the best epoch, on the validation samples"
+    )
+    patience: int | None = option(None, "epochs without a better one after which training ends; unset: never")
+    seed: int = option(0, "of the split, the order of samples, random parts of the student")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where the student trains; on cuda in mixed precision")
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value out of range, or options that exclude each other."""
+        for names, fits, text in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise UsageError(f"--{name.replace('_', '-')} {text}", where=f"{name}={value}")
+        if self.hint and self.labels_weight == 1:
+            raise UsageError(
+                "hints have nothing to follow: the teacher is not asked",
+                where="labels_weight=1",
+                hint="leave out --hint",
+            )
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step of `steps`: a line up to `lr`, then half a cosine (Loshchilov, Hutter 2017)."""
+        rising = round(self.warm_up * steps)
+        if step < rising:
+            return self.lr * (_FIRST + (1 - _FIRST) * step / rising)
+        done = (step - rising) / max(steps - rising, 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    def to_json(self) -> dict[str, Any]:
+        """The options by name."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

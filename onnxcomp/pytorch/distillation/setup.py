@@ -1,0 +1,161 @@
+"""Everything that is checked and made before the first step, so that hours of training are not lost to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from onnxcomp import model as models
+from onnxcomp.data import Batches
+from onnxcomp.errors import DataError, UnsupportedError, UsageError, nearest
+from onnxcomp.model import InputSpec
+from onnxcomp.pytorch.distillation.goal import as_tensors, make_goal, parse_hints
+from onnxcomp.pytorch.distillation.lesson import Augment, Lesson
+from onnxcomp.pytorch.distillation.losses import Objective
+from onnxcomp.pytorch.distillation.modules import ModuleStudent
+from onnxcomp.pytorch.distillation.quantized import QuantizedGraph, is_quantized
+from onnxcomp.pytorch.distillation.samples import Order, Samples
+from onnxcomp.pytorch.distillation.settings import Settings
+from onnxcomp.pytorch.distillation.students import GraphStudent, Student
+from onnxcomp.pytorch.distillation.teacher import Teacher
+
+#: an ONNX file, a model in memory, or what `onnxcomp.pytorch.export` takes
+Source = str | os.PathLike[str] | ir.Model | nn.Module | tuple[Any, ...]
+
+#: training samples that give an unquantized student its ranges
+_CALIBRATION = 512
+
+_RUN = 64  # samples per run where nothing trains
+
+
+def make_settings(options: Mapping[str, Any]) -> Settings:
+    """Raises UsageError for an option that does not exist, and as `Settings` does."""
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in options:
+        if name not in known:
+            raise UsageError("distillation has no such option", where=name, hint=nearest(name, known))
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+    return Settings(**values)
+
+
+def onnx_file(source: object) -> Path | None:
+    """The path of an ONNX file; None for any other student."""
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and source.endswith(".onnx")):
+        return Path(source)
+    return None
+
+
+def batches(samples: Samples, rows: np.ndarray, inputs: Sequence[InputSpec]) -> Batches:
+    """Some of the samples for a run in ONNX Runtime."""
+    return Batches({name: array[rows] for name, array in samples.arrays.items()}, inputs, batch_size=_RUN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Class:
+    """The teacher and the samples: what a student is made to fit.
+
+    Attributes:
+        teacher: a live one, or its kept answers.
+        inputs: of the teacher, and so of the student.
+        outputs: names of the teacher's float outputs.
+        samples: all of them.
+        order: of the samples.
+        settings: of the training.
+    """
+
+    teacher: Teacher
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    samples: Samples
+    order: Order
+    settings: Settings
+
+
+def make_student(source: Source, place: Class, *, quantization_aware: bool) -> Student:
+    """The student of a source. The first training samples give sizes, and ranges to a float graph that trains in int8.
+
+    Raises UsageError: other inputs than the teacher's, or integers that would not train; UnsupportedError.
+    """
+    samples, order, settings = place.samples, place.order, place.settings
+    hints = [ours for _, ours in parse_hints(settings.hint)]
+    file = onnx_file(source)
+    if file is None and not isinstance(source, ir.Model):
+        if quantization_aware:
+            raise UsageError("--quantization-aware is for ONNX students", hint="export the module first")
+        feeds = samples.feeds(order.training[: samples.size or max(order.part, 2)])
+        sizes = {name: array.shape for name, array in feeds.items()}
+        assert not isinstance(source, os.PathLike)
+        return ModuleStudent(source, place.inputs, sizes, place.outputs, hints=hints, seed=settings.seed)
+    model = models.load(file) if file is not None else source
+    assert isinstance(model, ir.Model)
+    ours, theirs = ({spec.name for spec in inputs} for inputs in (models.signature(model).inputs, place.inputs))
+    if ours != theirs:
+        raise UsageError(
+            f"the student's inputs are {', '.join(sorted(ours))}, the teacher's {', '.join(sorted(theirs))}",
+            where=file,
+            hint="both must take the same samples",
+        )
+    if quantization_aware:
+        some = batches(samples, order.training[:_CALIBRATION], place.inputs)
+        return QuantizedGraph(file or model, hints, data=some)
+    if is_quantized(model):
+        raise UsageError(
+            "the student's weights are integers, which do not train as they are",
+            where=file,
+            hint="give --quantization-aware, or the student in float32",
+        )
+    return GraphStudent(file or model, hints)
+
+
+def make_lesson(student: Student, place: Class, augment: Augment | None) -> Lesson:
+    """Teacher and student together, proven on the first training samples.
+
+    Raises UsageError for outputs and hints that do not belong together, DataError for labels and masks.
+    """
+    samples, order, settings = place.samples, place.order, place.settings
+    rows = order.training[: order.part]
+    feeds = samples.feeds(rows)
+    if settings.mask is not None and settings.mask not in feeds:
+        raise UsageError("there is no such input", where=f"--mask {settings.mask}", hint=nearest(settings.mask, feeds))
+    if settings.labels_weight and samples.labels is None:
+        raise DataError("the data has no labels", where="--labels-weight", hint="0 needs none: the teacher is enough")
+    answers, tensors = place.teacher.outputs(feeds), as_tensors(feeds, torch.device("cpu"))
+    with torch.no_grad():
+        values = student.values(tensors)
+    goal, ours, theirs = make_goal(
+        settings, [name for name in student.outputs if values[name].is_floating_point()], place.outputs
+    )
+    if values[ours].shape != answers[theirs].shape:
+        raise UsageError(
+            f"shape {tuple(values[ours].shape)} of the student, {tuple(answers[theirs].shape)} of the teacher",
+            where=f"output {ours}",
+            hint="a student answers as its teacher does: as many classes, as wide an embedding",
+        )
+    if isinstance(goal, Objective):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # of projectors
+            goal.prepare(values, answers)
+    lesson = Lesson(
+        student, place.teacher, goal, (ours, theirs), samples, order, settings, choose_device(settings), augment
+    )
+    labels = samples.labels_of(rows) if settings.labels_weight else None
+    mask = None if settings.mask is None else tensors[settings.mask]
+    with torch.no_grad():
+        goal(values, answers, labels=None if labels is None else torch.from_numpy(labels), mask=mask)
+    return lesson
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """Raises UnsupportedError where CUDA is asked for and torch has none."""
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise UnsupportedError("torch finds no CUDA device", where="--device cuda", hint="--device cpu")
+    return torch.device("cuda" if there and settings.device != "cpu" else "cpu")
