@@ -6,7 +6,10 @@ The shell's process imports none of the heavy libraries; it passes names and pat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcomp.passes import Pass
 
 Json = dict[str, Any]
 
@@ -21,10 +24,8 @@ def inspect(model: str) -> Json:
 def passes(model: str, output: str, steps: Sequence[tuple[str, Mapping[str, Any]]], **options: Any) -> Json:
     """`onnxcomp.pipeline.optimize_file` with passes given as (name, options)."""
     from onnxcomp.pipeline import optimize_file
-    from onnxcomp.recipe import make_pass
 
-    made = [make_pass(name, values) for name, values in steps]
-    return optimize_file(model, output, made, **options).to_json()
+    return optimize_file(model, output, _made(steps), **options).to_json()
 
 
 def quantize_within(
@@ -44,10 +45,9 @@ def prune_to_latency(
     model: str, output: str, steps: Sequence[tuple[str, Mapping[str, Any]]], *, target_latency: float, **options: Any
 ) -> Json:
     """`onnxcomp.sensitivity.prune_to_latency` with the pruning given as [(name, options)]."""
-    from onnxcomp.recipe import make_pass
     from onnxcomp.sensitivity import prune_to_latency as run
 
-    (step,) = (make_pass(name, values) for name, values in steps)
+    (step,) = _made(steps)
     return run(model, output, step, target_latency=target_latency, **options).to_json()  # type: ignore[arg-type]
 
 
@@ -61,11 +61,12 @@ def explain(model: str) -> Json:
 def recipe(path: str, model: str, output: str, **options: Any) -> Json:
     """`onnxcomp.pipeline.optimize_file` with the passes of a recipe."""
     from onnxcomp.pipeline import optimize_file
+    from onnxcomp.pytorch.importance import with_gradients
     from onnxcomp.recipe import Recipe
 
     loaded = Recipe.load(path)
     options["allow_no_effect"] = options.get("allow_no_effect") or loaded.allow_no_effect
-    return optimize_file(model, output, loaded.passes, **options).to_json()
+    return optimize_file(model, output, with_gradients(loaded.passes), **options).to_json()
 
 
 def compare(reference: str, candidate: str, data: str, **options: Any) -> Json:
@@ -136,3 +137,11 @@ def doctor() -> Json:
     from onnxcomp.doctor import examine
 
     return examine().to_json()
+
+
+def _made(steps: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Pass]:
+    """Passes given as (name, options)."""
+    from onnxcomp.pytorch.importance import with_gradients
+    from onnxcomp.recipe import make_pass
+
+    return with_gradients([make_pass(name, values) for name, values in steps])

@@ -56,10 +56,11 @@ class PruneStructured(Pass):
     sparsity: float | None = option(None, "share of the units of each group to remove; unset: 0.3 without a target")
     target_macs: float | None = option(None, "remove units until this share of the MACs is left")
     target_size: float | None = option(None, "the same for the bytes of the weights")
-    importance: Literal["auto", "activation", "elimination", "l2", "l1"] = option(
+    importance: Literal["auto", "activation", "elimination", "first-order", "l2", "l1"] = option(
         "auto",
         "what ranks units: elimination: what --repair lstsq cannot make good on data; activation: what they add there; "
-        "l2, l1: norms of weights; auto: elimination where lstsq repairs, else activation, l2 without data",
+        "l2, l1: norms of weights; auto: elimination where lstsq repairs, else activation, l2 without data; "
+        "first-order: how much the outputs change, by gradients (needs torch), for --repair none",
     )
     allocation: Literal["auto", "uniform", "global", "sensitivity"] = option(
         "auto",
@@ -142,14 +143,14 @@ class PruneStructured(Pass):
             raise UsageError(f"align {self.align} is less than 1", where="align")
         if self.repair in ("bias", "lstsq") and context.data is None:
             raise UsageError(f"repair '{self.repair}' needs data", where="repair", hint="give --data")
-        if self.importance in ("activation", "elimination") and context.data is None:
+        if self.importance in ("activation", "elimination", "first-order") and context.data is None:
             raise UsageError(f"importance '{self.importance}' needs data", where="importance", hint="give --data")
 
     def choice(self, analysis: Analysis, context: Context) -> tuple[Choice, str]:
         """(what decides which units go, what ranked them). Raises NoEffectError where there are none."""
         if not analysis.groups:
             raise no_units(analysis)
-        scores, how = self._scores(analysis, _without_padding(context))
+        scores, how = self.scores(analysis, _without_padding(context))
         kind, align, limit = self.allocation, self.align, self.limit
         if kind == "auto":  # once weights are repaired, shares by damage gain nothing: measured on four models
             kind = "sensitivity" if context.data is not None and self.repair == "none" else "uniform"
@@ -166,8 +167,14 @@ class PruneStructured(Pass):
             said["damage"] = [curve.to_json() for curve in choice.curves]
         return choice.kept(stay), said
 
-    def _scores(self, analysis: Analysis, context: Context) -> tuple[list[np.ndarray], str]:
-        """(importance of each unit, by group; its name)."""
+    def scores(self, analysis: Analysis, context: Context) -> tuple[list[np.ndarray], str]:
+        """(importance of each unit, by group; its name). Raises UnsupportedError for "first-order"."""
+        if self.importance == "first-order":
+            raise UnsupportedError(
+                "passes alone know no gradients, which importance 'first-order' needs",
+                where="importance",
+                hint="run onnxcomp.pytorch.importance.PruneFirstOrder in its place",
+            )
         observed: dict[int, np.ndarray] = {}
         eliminated = 0
         if self.importance not in ("l1", "l2") and context.data is not None and analysis.groups:
