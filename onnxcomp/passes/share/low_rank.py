@@ -44,7 +44,11 @@ class LowRank(Pass):
         3. Means are kept by the bias, where there is one: only what varies needs to be approximated.
         4. Left whole, with the reason in `skipped`: other operators, grouped Conv, subgraphs and local functions,
            weights that are also read in another way. Quantized models are refused.
-        5. After `prune-structured`, which can cut nothing between the two factors that it could not before.
+        5. `prune-structured` makes a model faster at the same size; what it leaves can be factored too, after it.
+
+    Cosine to the whole MiniLM-L6 on other sentences of the kind that calibrated, 75 % and 50 % of its matrices left:
+    a plain SVD 0.58 and 0.36; on data 0.952 and 0.903; with a shared first factor 0.954 and 0.907; with ranks by
+    damage 0.97 and 0.91.
     """
 
     name: ClassVar[str] = "low-rank"

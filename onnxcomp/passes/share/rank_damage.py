@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcomp import model as models
 from onnxcomp import runtime, worker
-from onnxcomp.data import Batches
+from onnxcomp.data import Batches, unpadded
 from onnxcomp.evaluate.fidelity import as_array
 from onnxcomp.passes.base import Context
 from onnxcomp.passes.quantize.names import free, initializer
@@ -44,7 +44,7 @@ def measured(model: ir.Model, trials: Sequence[Trial], data: Batches, context: C
     session = runtime.open_session(path, settings=dataclasses.replace(runtime.frugal(path), threads=1))
     floats = {spec.name for spec in models.signature(model).outputs if "float" in spec.dtype}
     sums: list[dict[str, np.ndarray]] = [{} for _ in trials]
-    some = data.take(min(SAMPLES, data.samples))
+    some = unpadded(data.take(min(SAMPLES, data.samples)))
     done = 0
     for batch in some:
         off = np.zeros(len(trials), bool)

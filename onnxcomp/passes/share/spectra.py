@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxcomp import worker
 from onnxcomp.activations import Moments, observe_moments
-from onnxcomp.data import Batches
+from onnxcomp.data import Batches, unpadded
 from onnxcomp.errors import CalibrationError
 from onnxcomp.passes.base import Context
 from onnxcomp.passes.share import rank_damage
@@ -91,7 +91,7 @@ def of(model: ir.Model, families: Sequence[Family], most: Sequence[int], context
     readers = {family: _observed(family) for family in families}
     widths = {node: family.shape[0] for family, nodes in readers.items() for node in nodes}
     few = []
-    for part in observe_moments(model, context.data, widths, workdir=context.workdir, store=context.store):
+    for part in observe_moments(model, unpadded(context.data), widths, workdir=context.workdir, store=context.store):
         waiting |= part
         part.clear()
         for family, nodes in readers.items():
