@@ -50,7 +50,7 @@ def served(paths: Sequence[str | os.PathLike[str]]) -> list[Served]:
 
 
 @contextlib.contextmanager
-def with_packs(plain: Sequence[Served], *, workers: int, sizes: Mapping[str, int] | None) -> Iterator[list[Served]]:
+def made(plain: Sequence[Served], *, workers: int, sizes: Mapping[str, int] | None) -> Iterator[list[Served]]:
     """The models, and after them a pack of each that is none; the packs are gone at the end.
 
     A model whose pack would not share gets a note in its place.
@@ -63,20 +63,22 @@ def with_packs(plain: Sequence[Served], *, workers: int, sizes: Mapping[str, int
             worker.report(f"packing {one.name}")
             folder = Path(name, str(index))
             try:
-                made = make.pack(one.path, folder, workers=max(workers, 2), sizes=sizes, portable=False)
+                packed = make.pack(one.path, folder, workers=max(workers, 2), sizes=sizes, portable=False)
             except GateError as error:
                 note = f"{one.name} has no pack: {error.message}"
                 every[index] = dataclasses.replace(one, notes=(*one.notes, note))
                 continue
-            every.append(Served(one.name, folder / made.manifest.model, index))
+            every.append(Served(one.name, folder / packed.manifest.model, index))
         yield every
 
 
-def refuse(paths: Sequence[str | os.PathLike[str]], scenario: str) -> None:
-    """Raise UsageError for a pack outside of the scenario of workers."""
-    for path in paths:
-        if Path(path).is_dir() and manifest.is_pack(Path(path)):
-            raise UsageError(f"a pack is measured in the scenario 'workers', not '{scenario}'", where=path)
+def check(models: Sequence[Served], scenario: str, providers: Sequence[str], *, made: bool) -> None:
+    """Raise UsageError for packs where they are of no use."""
+    packed = [one.name for index, one in enumerate(models) if one.plain != index]
+    if packed and scenario != "workers":
+        raise UsageError(f"a pack is measured in the scenario 'workers', not '{scenario}'", where=packed[0])
+    if (packed or made) and set(providers) != {"cpu"}:
+        raise UsageError("a pack is for the provider 'cpu'", where=", ".join(providers))
 
 
 def _is_source(description: manifest.Manifest, path: Path) -> bool:

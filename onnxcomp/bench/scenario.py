@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from onnxcomp.bench import latency, packs, single, statistics, trust
 from onnxcomp.bench import workers as workers_scenario
@@ -74,39 +74,40 @@ def bench(
     crowds = _crowds(workers, scenario, pack=pack)
     lists: dict[str, Sequence[object]] = {"provider": providers, "batch": batches, "threads": counts, "workers": crowds}
     _check(paths, scenario, seconds, delta, lists)
-    if scenario != "workers":
-        packs.refuse(paths, scenario)
+    given = packs.served(paths)
+    packs.check(given, scenario, providers, made=pack)
     settings = settings or SessionSettings()
     seed = secrets.randbits(48) if seed is None else seed
     environment, before = capture(), trust.read_counters()
     results: list[Result | WorkersResult] = []
     comparisons: list[tuple[Setting, Comparison | Contest]] = []
     every = list(itertools.product(providers, batches, counts, crowds))
-    for index, (name, size, count, crowd) in enumerate(every):
-        job = Job(
-            paths=tuple(Path(p) for p in paths),
-            names=tuple(os.fspath(p) for p in paths),
-            provider=name,
-            scenario=scenario,
-            data=data,
-            batch=size,
-            sizes=sizes,
-            settings=dataclasses.replace(settings, threads=count),
-            seconds=seconds,
-            seed=seed + index,
-            delta=delta,
-            max_runs=max_runs,
-            bind=bind,
-            done=index / len(every),
-            share=1 / len(every),
-        )
-        measured, compared = workers_scenario.serve(job, crowd, pack=pack) if crowd else single.measure(job)
-        results += measured
-        comparisons += [(measured[0].setting, one) for one in compared]
+    with packs.made(given, workers=max(crowds), sizes=sizes) if pack else contextlib.nullcontext(given) as served:
+        for index, (name, size, count, crowd) in enumerate(every):
+            job = Job(
+                paths=tuple(one.path for one in served),
+                names=tuple(one.name for one in served),
+                provider=name,
+                scenario=scenario,
+                data=data,
+                batch=size,
+                sizes=sizes,
+                settings=dataclasses.replace(settings, threads=count),
+                seconds=seconds,
+                seed=seed + index,
+                delta=delta,
+                max_runs=max_runs,
+                bind=bind,
+                done=index / len(every),
+                share=1 / len(every),
+            )
+            measured, compared = workers_scenario.measure(job, crowd, served) if crowd else single.measure(job)
+            results += measured
+            comparisons += [(measured[0].setting, one) for one in compared]
     return Benchmark(
         environment=environment,
         trust=trust.judge(before, trust.read_counters(), environment, _contention(results, comparisons)),
-        models=tuple(fingerprint(one.path) for one in packs.served(paths)),
+        models=tuple(fingerprint(one.path) for one in given),
         results=tuple(results),
         comparisons=tuple(comparisons),
         seed=seed,

@@ -7,15 +7,13 @@ set of plain processes is the A/A control.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from onnxcomp import replicas
-from onnxcomp.bench import packs, room
+from onnxcomp.bench import room
 from onnxcomp.bench.clock import clock_for
 from onnxcomp.bench.contest import Contest, deciding, logs, ratios
 from onnxcomp.bench.environment import usable_cores
@@ -39,25 +37,16 @@ _PROBE = 0.2  # seconds
 _Round = Mapping[Variant, Turn]
 
 
-def serve(job: Job, workers: int, *, pack: bool = False) -> tuple[list[WorkersResult], list[Contest]]:
+def measure(job: Job, workers: int, models: Sequence[Served]) -> tuple[list[WorkersResult], list[Contest]]:
     """Every way to serve each model with so many workers.
 
     Args:
-        job: models, folders of packs among them, and options; `max_runs` and `bind` are not used.
+        job: options; `max_runs` and `bind` are not used.
         workers: processes, or threads.
-        pack: whether to make a pack of each model, too.
+        models: those of the job.
 
     Raises LimitError before more copies are made than fit into memory, and what `replicas.run` raises.
     """
-    models = packs.served(job.paths)
-    with contextlib.ExitStack() as stack:
-        if pack:
-            models = stack.enter_context(packs.with_packs(models, workers=workers, sizes=job.sizes))
-        job = dataclasses.replace(job, paths=tuple(one.path for one in models), names=tuple(one.name for one in models))
-        return _measure(job, workers, models)
-
-
-def _measure(job: Job, workers: int, models: Sequence[Served]) -> tuple[list[WorkersResult], list[Contest]]:
     feeds = job.feeds()
     plain = [one.plain for one in models]
     variants = variants_of(plain, workers)

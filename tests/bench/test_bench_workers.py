@@ -262,7 +262,7 @@ def test_processes_on_a_pack_share(found, model, packed):
 
 def test_a_pack_can_be_made_for_the_occasion(model, packed):
     plain = packs.served([packed, model])
-    with packs.with_packs(plain, workers=2, sizes=None) as every:
+    with packs.made(plain, workers=2, sizes=None) as every:
         assert [s.plain for s in every] == [1, 1, 1]
         assert every[-1].name == str(model)
         place = every[-1].path
@@ -275,10 +275,12 @@ def test_a_model_whose_pack_does_not_pay_has_a_note(model, monkeypatch):
         raise GateError("it shares nothing")
 
     monkeypatch.setattr(packs.make, "pack", refuse)
-    with packs.with_packs(packs.served([model]), workers=2, sizes=None) as every:
+    with packs.made(packs.served([model]), workers=2, sizes=None) as every:
         assert [s.notes for s in every] == [(f"{model} has no pack: it shares nothing",)]
 
 
 def test_a_pack_has_no_latency_alone(packed):
     with pytest.raises(UsageError, match="scenario 'workers', not 'latency'"):
         bench(packed)
+    with pytest.raises(UsageError, match="for the provider 'cpu'"):
+        bench(packed, scenario="workers", provider=("cpu", "cuda"))
