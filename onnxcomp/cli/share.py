@@ -11,10 +11,11 @@ from onnxcomp.cli import work
 from onnxcomp.cli.fields import given, not_of, pass_options
 from onnxcomp.cli.shell import Shell
 from onnxcomp.errors import UsageError
-from onnxcomp.passes import LowRank, Pass, TieInitializers
+from onnxcomp.passes import ClusterWeights, LowRank, Pass, TieInitializers
 
 _METHODS: dict[str, type[Pass]] = {
     "tie": TieInitializers,
+    "cluster": ClusterWeights,
     "low-rank": LowRank,
 }
 
@@ -23,6 +24,8 @@ _HELP = """Store the weights of MODEL in fewer numbers.
 \b
 tie:      what is stored twice, or once more turned, is stored once; exact.
           A smaller file and download; a session takes the same memory.
+cluster:  each weight becomes one of a few numbers, a code of --bits bits.
+          Download size only: ORT computes the floats at load. Better with --data.
 low-rank: a matrix becomes the product of two thin ones; smaller and faster.
           Give --data: without, text models are ruined. Look at the accuracy.
 """

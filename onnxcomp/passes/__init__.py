@@ -14,7 +14,7 @@ from onnxcomp.passes.quantize import (
     QuantizeWeights,
     Smooth,
 )
-from onnxcomp.passes.share import LowRank, TieInitializers
+from onnxcomp.passes.share import ClusterWeights, LowRank, TieInitializers
 from onnxcomp.passes.simplify import Simplify
 
 CATALOGUE: tuple[type[Pass], ...] = (
@@ -33,12 +33,14 @@ CATALOGUE: tuple[type[Pass], ...] = (
     QuantizeStatic,
     QuantizeWeights,
     CastFloat,
+    ClusterWeights,
     TieInitializers,
 )
 
 __all__ = [
     "CATALOGUE",
     "CastFloat",
+    "ClusterWeights",
     "Context",
     "CorrectBias",
     "Effect",

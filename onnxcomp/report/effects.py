@@ -118,6 +118,21 @@ def _tied(found: Json) -> str:
     return f"{text.number(found['tied'])} stored tensors went{turned}: {text.size(found['bytes_saved'])} saved"
 
 
+def _clustered(found: Json) -> str:
+    stored = found["weight_bytes"]
+    line = (
+        f"{found['clustered']} of {found['of']} weights in {found['bits']}-bit codes, {text.size(stored['before'])} -> "
+        f"{text.size(stored['after'])}, square error {found['relative_error']:.2g} of the weights'; {found['label']}"
+    )
+    if "on_data" not in found:
+        return line
+    chosen, error = found["on_data"], found["on_data"]["output_error"]
+    return (
+        f"{line}; {chosen['weights']} of {chosen['of']} chosen on data: "
+        f"error of their outputs {error['nearest']:.2g} -> {error['chosen']:.2g}"
+    )
+
+
 def _cast(found: Json) -> str:
     stored, nodes = found["weight_bytes"], found["nodes"]
     return (
@@ -147,6 +162,7 @@ _BY_KEY: Mapping[str, Callable[[Json], str]] = {
     "removed_parameters": _pruned,
     "smoothed": _smoothed,
     "tied": _tied,
+    "clustered": _clustered,
     "equalized": lambda found: f"{found['equalized']} of {found['pairs']} pairs of layers",
     "corrected": _corrected,
     "casts": _cast,

@@ -36,11 +36,33 @@ def test_tie(folder, tmp_path):
     assert not (tmp_path / "c.onnx").exists()
 
 
+def test_cluster(folder, tmp_path):
+    np.savez(tmp_path / "x.npz", x=builders.samples(40, 16))
+    arguments = ("--method", "cluster", "--bits", "6", "--data", tmp_path / "x.npz")
+    builders.save(builders.mlp(width=256), tmp_path / "m.onnx")
+    made = ok("share", tmp_path / "m.onnx", "-o", tmp_path / "a.onnx", *arguments)
+    assert made["passes"][0]["options"] == {"bits": 6, "group_size": None, "exclude": []}
+    assert made["data"]["calibration"] == 32
+    assert made["fidelity"] is not None
+    assert made["speed"] is None
+    done = run("share", tmp_path / "m.onnx", "-o", tmp_path / "b.onnx", *arguments)
+    shown = " ".join(done.stdout.split())
+    assert "2 of 2 weights in 6-bit codes" in shown
+    assert "download size only" in shown
+    assert "chosen on data: error of their outputs" in shown
+    fails(5, "share", tmp_path / "a.onnx", "-o", tmp_path / "c.onnx", *arguments, text="no weight can be stored")
+
+
 @pytest.mark.parametrize(
     ("code", "arguments", "text"),
     [
         (2, (), "Missing option '--method'"),
         (2, ("--method", "weave"), "weave"),
+        (2, ("--method", "tie", "--bits", "4"), "--bits is not an option of --method tie"),
+        (2, ("--method", "cluster", "--bits", "9"), "9"),
+        (2, ("--method", "cluster", "--group-size", "0"), "a group of 0 outputs"),
+        (2, ("--method", "cluster", "--exclude", "fc9"), "no node or module 'fc9'"),
+        (3, ("--method", "cluster", "--data", "random:20"), "random"),
     ],
 )
 def test_what_cannot_be(code, arguments, text, folder, tmp_path):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcomp.inspect import infer_shapes
 from onnxcomp.passes.base import Context, Effect, Pass
-from onnxcomp.passes.share import contents, turn
+from onnxcomp.passes.share import contents, turn, values
 
 _MEMORY = (
     "the file and its download are smaller; a session takes as much memory as before, for ORT makes a copy of its own "
@@ -67,7 +67,7 @@ def _tie_equal(model: ir.Model) -> list[dict[str, Any]]:
         names = [value.name or "" for value in others]
         for value in others:
             value.replace_all_uses_with(home)
-            _remove(value)
+            values.remove(value)
         size = _tensor(home).nbytes * len(others)
         made.append({"kept": home.name, "removed": names, "bytes": size})
     return made
@@ -94,7 +94,7 @@ def _tie_turned(model: ir.Model) -> tuple[list[dict[str, Any]], list[dict[str, s
         name = other.name or ""
         for node, index in list(other.uses()):
             turn.read_turned(model, node, index, home, _other_rank(node, index, ranks))
-        _remove(other)
+        values.remove(other)
         made.append({"kept": home.name, "removed": [name], "bytes": _tensor(home).nbytes})
     return made, refused
 
@@ -131,7 +131,7 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
 
 def _at_home(model: ir.Model, value: ir.Value) -> ir.Value:
     """The value, or one in its place, as an initializer of the main graph whose name nothing in a subgraph hides."""
-    names = collections.Counter(_names(model))
+    names = collections.Counter(values.names(model))
     name = value.name or "tied"
     while names[name] > (name == value.name):
         name += "_"
@@ -145,22 +145,9 @@ def _at_home(model: ir.Model, value: ir.Value) -> ir.Value:
     own = ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name) if value.producer() else tensor
     home = ir.Value(name=name, const_value=own, type=ir.TensorType(tensor.dtype), shape=shape)
     value.replace_all_uses_with(home)
-    _remove(value)
+    values.remove(value)
     model.graph.register_initializer(home)
     return home
-
-
-def _remove(value: ir.Value) -> None:
-    """Take a tensor that nothing reads any more out of its graph."""
-    node = value.producer()
-    graph = value.graph if node is None else node.graph
-    assert graph is not None
-    if node is not None:
-        graph.remove(node, safe=True)
-        return
-    del graph.initializers[value.name or ""]
-    if value.is_graph_input():
-        graph.inputs.remove(value)
 
 
 def _unable(model: ir.Model, stored: ir.Value, ranks: dict[ir.Value, int]) -> dict[str, str] | None:
@@ -189,11 +176,3 @@ def _other_rank(node: ir.Node, index: int, ranks: dict[ir.Value, int]) -> int | 
     """Axes of the other factor of a product; None where unknown, and for other nodes."""
     other = node.inputs[1 - index] if index < 2 <= len(node.inputs) else None
     return None if other is None else ranks.get(other)
-
-
-def _names(model: ir.Model) -> list[str | None]:
-    """Of all values that a node of the main graph or of a subgraph can read."""
-    found: list[str | None] = []
-    for graph in model.graphs():
-        found += {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    return [*found, *(value.name for node in model.graph.all_nodes() for value in node.outputs)]
