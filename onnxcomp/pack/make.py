@@ -17,6 +17,7 @@ from typing import Any
 from onnxcomp import documents, runtime, worker
 from onnxcomp import model as models
 from onnxcomp.errors import OnnxcompError, OutputError, UnsupportedError, UsageError, nearest
+from onnxcomp.model import walk
 from onnxcomp.pack import feeds, host, manifest, proof, triton
 from onnxcomp.pack.manifest import Manifest
 from onnxcomp.settings import SessionSettings
@@ -28,6 +29,9 @@ WORKERS = 4
 
 #: where the copy of the source lies; serving systems ignore the name
 _PORTABLE = "portable"
+
+#: what is removed again before the folder is published
+_SCRATCH = "scratch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +90,21 @@ def pack(
     before = models.fingerprint(source)
     worker.report("opening the model")
     fed, signature = feeds.make(source, data, sizes or {})
-    planned = triton.read_plan(plan, workers) if layout == "triton" else None
+    configuration = None
+    if layout == "triton":
+        planned = triton.read_plan(plan, workers)
+        configuration = triton.config(target.absolute().name, signature, planned, host.current())
+        workers = max(planned.workers, 2)
     with models.stage_folder(target, owned=manifest.is_pack, force=force, inputs=inputs) as folder:
         _enough_room(folder, before.bytes, portable=portable)
         served = folder / ("1" if layout == "triton" else "") / "model.onnx"
         served.parent.mkdir(exist_ok=True)
-        _write(source, served)
+        plain = _as_ort_reads(source, folder)
+        _write(plain, served)
         kept = _keep(inputs, folder / _PORTABLE) if portable else None
-        if planned is not None:
-            text = triton.config(target.absolute().name, signature, planned, host.current())
-            (folder / "config.pbtxt").write_text(text)
-        found = proof.prove(_as_ort_reads(source, folder), served, fed.runs, workers=workers)
+        if configuration is not None:
+            (folder / "config.pbtxt").write_text(configuration)
+        found = proof.prove(plain, served, fed.runs, workers=workers)
         shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
         made = Manifest(
             source={**before.to_json(), "path": source.name},
@@ -112,13 +120,10 @@ def pack(
     return Pack(os.fspath(output), made)
 
 
-_SCRATCH = "scratch"
-
-
 def _write(source: Path, served: Path) -> None:
     """The optimized model at its place, its data beside it."""
     worker.report("packing the weights")
-    scratch = served.parent / _SCRATCH
+    scratch = served.parent / "writing"
     scratch.mkdir()
     written = runtime.optimized(source, scratch, packed=True)
     models.settle(written, served)
@@ -129,14 +134,15 @@ def _write(source: Path, served: Path) -> None:
         # seen with ORT 1.32: an optimizer that gives two values of a Scan's body one name
         raise UnsupportedError(
             f"ONNX Runtime cannot open the optimized model that it has written: {error.message.split('failed:')[-1]}",
-            where=source,
+            where=source.name,
             hint="nothing was written; serve the model as it is",
         ) from error
 
 
 def _as_ort_reads(source: Path, folder: Path) -> Path:
-    """The source, or a copy of it without what ORT 1.32 crashes on; workers open it as it stands."""
-    if models.is_normal(models.read_proto(source)):
+    """The source, or a copy without what ORT 1.32 crashes on or cannot pack: empty and sparse inputs."""
+    proto = models.read_proto(source)
+    if models.is_normal(proto) and not any(graph.sparse_initializer for graph in walk.graphs(proto)):
         return source
     scratch = folder / _SCRATCH
     scratch.mkdir()
