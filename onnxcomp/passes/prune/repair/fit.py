@@ -41,6 +41,12 @@ class Seen:
         return Seen(moments.count, cross[:, :, kept], cross, moments.total[:, kept], moments.total)
 
     @staticmethod
+    def means(count: int, total: np.ndarray, kept: np.ndarray) -> Seen:
+        """Likewise, without products: enough for biases."""
+        none = np.zeros((len(total), 0, 0))
+        return Seen(count, none, none, total[:, kept], total)
+
+    @staticmethod
     def both(moments: Moments, width: int) -> Seen:
         """Moments of rows (x, z)."""
         below, total = moments.gram[:, width:], moments.total

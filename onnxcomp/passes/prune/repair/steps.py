@@ -19,9 +19,9 @@ from onnxcomp.passes.base import Context, transplant
 from onnxcomp.passes.prune.cut import Kept
 from onnxcomp.passes.prune.repair import consumers, fit
 from onnxcomp.passes.prune.repair.consumers import Consumer
-from onnxcomp.passes.prune.repair.levels import levels
+from onnxcomp.passes.prune.repair.means import mean_biases
 from onnxcomp.passes.prune.repair.reestimate import normalizations, reestimate
-from onnxcomp.passes.prune.repair.together import observe_both
+from onnxcomp.passes.prune.repair.sequential import sequential
 
 Method = Literal["none", "bias", "lstsq"]
 
@@ -87,8 +87,9 @@ def repair(model: ir.Model, whole: Whole, method: Method, context: Context) -> d
     candidates = [plain]
     for step, fitted in known.items():
         candidates.append(judge.candidate(step, _repaired(model, whole, fitted)))
+    sets = [members for members in whole.sets if all(c in known["bias"] for c in members)]
     if method == "lstsq" and any(c.use.node.op_type == "Conv" for c in _each(whole)):
-        candidates.append(judge.candidate("sequential", _sequential(model, whole, known["bias"], made, context)))
+        candidates.append(judge.candidate("sequential", sequential(model, whole.model, sets, made, context)))
     best = _best(candidates)
     if normalizations(best.model):
         candidate = best.model.clone()
@@ -165,10 +166,10 @@ def _one_shot(
     whole: Whole, method: Method, data: Batches, context: Context
 ) -> tuple[dict[str, dict[Consumer, fit.Fitted]], dict[Consumer, dict[str, float]]]:
     """({step: what it found}, {consumer: square error of its outputs, relative, by step}), from the whole model."""
+    if method == "bias":
+        return {"bias": mean_biases(whole.model, whole.sets, data, context)}, {}
     ours = list(whole.model.graph)
-    known: dict[str, dict[Consumer, fit.Fitted]] = {"bias": {}}
-    if method == "lstsq":
-        known["lstsq"] = {}
+    known: dict[str, dict[Consumer, fit.Fitted]] = {"bias": {}, "lstsq": {}}
     errors: dict[Consumer, dict[str, float]] = {}
     waiting: dict[Consumer, Moments] = {}
     widths = {ours[c.place]: c.width for members in whole.sets for c in members}
@@ -199,38 +200,6 @@ def _repaired(model: ir.Model, whole: Whole, fitted: dict[Consumer, fit.Fitted])
     for consumer in _each(whole):
         if consumer in fitted:
             consumer.write(nodes[consumer.use.node], fitted[consumer].weight, fitted[consumer].shift)
-    return candidate
-
-
-def _sequential(
-    model: ir.Model, whole: Whole, known: dict[Consumer, fit.Fitted], data: Batches, context: Context
-) -> ir.Model:
-    """A copy of a cut model, repaired level by level: each consumer from what it reads in the copy by then."""
-    candidate = model.clone()
-    nodes = dict(zip(model.graph, list(candidate.graph), strict=True))
-    ours = list(whole.model.graph)
-    depths = levels(candidate.graph, [nodes[c.use.node] for c in _each(whole)])
-    sets = [members for members in whole.sets if all(c in known for c in members)]
-    level = [max(depths[nodes[c.use.node]] for c in members) for members in sets]
-    stages = sorted(set(level))
-    for number, stage in enumerate(stages):
-        now = [members for members, at in zip(sets, level, strict=True) if at == stage]
-        pairs = [(c, ours[c.place], nodes[c.use.node]) for members in now for c in members]
-        seen = observe_both(
-            whole.model,
-            candidate,
-            pairs,
-            data,
-            workdir=context.workdir,
-            store=context.store,
-            part=(number, len(stages)),
-        )
-        moments = {pair[0]: found for pair, found in zip(pairs, seen, strict=True)}
-        for members in now:
-            sums = [fit.Seen.both(moments.pop(c), members[0].width) for c in members]
-            fitted = fit.least_squares(members, sums, [c.has_bias(nodes[c.use.node]) for c in members])
-            for consumer, each in zip(members, fitted, strict=True):
-                consumer.write(nodes[consumer.use.node], each.weight, each.shift)
     return candidate
 
 
