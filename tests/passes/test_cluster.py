@@ -149,6 +149,17 @@ def test_subgraphs_and_constant_nodes():
         np.testing.assert_allclose(run(model, x=x, flag=flag), run(proto, x=x, flag=flag), atol=0.1)
 
 
+def test_constant_nodes_come_first():
+    proto = builders.mlp(width=256)
+    constants = [helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
+    nodes = [*constants, *proto.graph.node]
+    model = builders.model(nodes, list(proto.graph.input), list(proto.graph.output))
+    effect, made, _ = clustered(model, bits=8)
+    assert effect["clustered"] == 2
+    x = builders.samples(4, 16)
+    np.testing.assert_allclose(run(made, x=x), run(proto, x=x), atol=0.1)
+
+
 def test_an_old_model_is_raised():
     proto = builders.as_old(builders.mlp(width=64, opset=9))
     effect, model, notes = clustered(proto, bits=8)

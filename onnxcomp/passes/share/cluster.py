@@ -83,14 +83,13 @@ class ClusterWeights(Pass):
             layouts = {weight.value: layout for weight, layout in chosen}
             on_data, details["on_data"] = observed.choose(model, layouts, context)
         before, after, errors = 0, 0, []
-        first = next(iter(model.graph))
         for number, (weight, layout) in enumerate(chosen):
             worker.report("clustering", number / len(chosen))
             array = weight.tensor.numpy()
             held = on_data.pop(weight.value, None) or palette.fit(array, layout)
             errors.append(palette.relative_error(array, held))
             before, after = before + weight.tensor.nbytes, after + held.nbytes
-            new = held.write(model, weight.value.name or "weight", weight.tensor.dtype, first)
+            new = held.write(model, weight.value.name or "weight", weight.tensor.dtype, next(iter(model.graph)))
             weight.value.replace_all_uses_with(new)
             values.remove(weight.value)
         drop_inner_shapes(model)

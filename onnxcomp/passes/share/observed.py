@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxcomp import worker
 from onnxcomp.activations import observe_moments
+from onnxcomp.data import unpadded
 from onnxcomp.passes.base import Context
 from onnxcomp.passes.quantize.layers import Layer, layers
 from onnxcomp.passes.quantize.stored import tensor_of
@@ -33,7 +34,7 @@ def choose(
     found: dict[ir.Value, Palette] = {}
     errors: list[tuple[float, float]] = []
     few: list[int] = []
-    for part in observe_moments(model, context.data, widths, workdir=context.workdir, store=context.store):
+    for part in observe_moments(model, unpadded(context.data), widths, workdir=context.workdir, store=context.store):
         for _, same in itertools.groupby(part.items(), lambda item: id(item[1])):
             items = list(same)
             moments = items[0][1]
