@@ -71,14 +71,15 @@ def live(job: Job) -> Answer:
     start = time.perf_counter()
     session = _Session(job)
     load_seconds = time.perf_counter() - start
-    feeds = feeding.unwrap(job.feeds)
+    feeds = feeding.Feeds(job.feeds)
     _stand(job, "loaded")
     with concurrent.futures.ThreadPoolExecutor(job.threads) as pool:
-        seen = _by_each(pool, job.threads, lambda _: _first_runs(session, feeds))
+        seen = _by_each(pool, job.threads, lambda _: _first_runs(session, feeds.arrays))
         _stand(job, "warm")
         cpu = time.process_time()
-        timed = _by_each(pool, job.threads, lambda index: _loop(session, feeds, job.seconds, index))
+        timed = _by_each(pool, job.threads, lambda index: _loop(session, feeds.arrays, job.seconds, index))
         cpu = time.process_time() - cpu
+    feeds.drop()
     _stand(job, "ran")
     callers = tuple(
         Caller(outputs=digests, output_bytes=size, **loop) for (digests, size), loop in zip(seen, timed, strict=True)

@@ -11,6 +11,7 @@ import pytest
 
 from onnxcomp.bench import bench, contest, packs, room, turn, workers
 from onnxcomp.bench.contest import Contest
+from onnxcomp.bench.feeds import Feeds
 from onnxcomp.bench.turn import Turn, Variant
 from onnxcomp.errors import GateError, LimitError, ProviderError, UsageError
 from onnxcomp.memory import Memory
@@ -118,6 +119,13 @@ def test_what_takes_turns():
     ]
     assert workers.variants_of([0], 1) == [Variant(0, "processes", 1), Variant(0, "processes", 1, clone=True)]
     assert workers.variants_of([None], 4) == [Variant(0, "pack", 4)]
+
+
+def test_large_feeds_are_few():
+    small, large = ({"x": np.zeros(n, np.uint8)} for n in (MIB, 20 * MIB))
+    assert len(workers._few(Feeds((small,) * 20, 1, "random", random=True)).arrays) == 8
+    assert len(workers._few(Feeds((large,) * 20, 1, "random", random=True)).arrays) == 1
+    assert len(workers._few(Feeds((small,) * 3, 1, "random", random=True)).arrays) == 3
 
 
 def test_labels():
