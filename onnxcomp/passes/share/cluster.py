@@ -19,8 +19,8 @@ from onnxcomp.passes.share.palette import Layout, Palette
 
 _LABEL = "download size only"
 _NOTE = (
-    f"{_LABEL}: ORT computes the float weights when it loads the model, which then runs as fast as before and takes as "
-    "much memory, at load more; quantize makes models faster"
+    f"{_LABEL}: ORT computes the float weights when it loads the model, which takes longer and more memory, and then "
+    "runs as fast as before; quantize makes models faster"
 )
 
 #: IR version from which a caller may override an initializer that is an input too
@@ -36,8 +36,10 @@ _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 class ClusterWeights(Pass):
     """Store weights as codes of 2 to 8 bits into a codebook, with a scale for each output; better with data.
 
-    For what is downloaded or stored often: the file shrinks to `bits` / 32 and compresses hardly more; in memory
-    and in speed the model is a float one (Han et al. 2015, arXiv:1510.00149).
+    For what is downloaded often: the file shrinks to about `bits` / 32 (Han et al. 2015, arXiv:1510.00149). ORT
+    computes the floats at load. A sentence encoder of 90 MB is one of 11.7 MB in 4 bits; it loads in 0.7 s of
+    processor time instead of 0.15, takes 238 MB instead of 100, and runs as fast as before. `quantize` makes models
+    faster, this does not.
 
     Rules:
         1. Weights are stored float tensors of rank 2 or more that Conv, MatMul, Gemm, Gather or recurrent nodes
