@@ -110,9 +110,9 @@ class Training:
         Raises GateError where a loss or a gradient is not finite, naming the step; UsageError where the
         metric cannot be measured; what the teacher, the data and the checkpoints raise.
         """
-        progress = self._progress
         with torch.random.fork_rng(devices=[self._lesson.device] if self._lesson.device.type == "cuda" else []):
             resumed = self._resume()
+            progress = self._progress
             if not progress.history:
                 self._close_epoch(0)
             while progress.step < self._steps and not self._patience_is_over():

@@ -23,6 +23,14 @@ from onnxcomp.passes import QuantizeStatic, Simplify
 from onnxcomp.pipeline import optimize
 from onnxcomp.pytorch.distillation.students import GraphStudent, about
 
+#: operators that read integer weights; only the first kind has a float counterpart to train
+_INTEGER = frozenset(
+    {
+        *("DequantizeLinear", "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized"),
+        *("MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm", "QLinearConv", "QLinearMatMul"),
+    }
+)
+
 _FLOAT, _ROUNDED = ".float", ".rounded"
 
 
@@ -67,8 +75,8 @@ class QuantizedGraph(GraphStudent):
 
 
 def is_quantized(model: ir.Model) -> bool:
-    """Whether a DequantizeLinear stands in it."""
-    return any(node.op_type == "DequantizeLinear" for node in model.graph.all_nodes())
+    """Whether an operator stands in it that reads integer weights."""
+    return any(node.op_type in _INTEGER for node in model.graph.all_nodes())
 
 
 def unfold(model: ir.Model) -> list[str]:

@@ -110,7 +110,7 @@ def make_student(source: Source, place: Class, *, quantization_aware: bool) -> S
         raise UsageError(
             "the student's weights are integers, which do not train as they are",
             where=file,
-            hint="give --quantization-aware, or the student in float32",
+            hint="give the student in float32; what 'quantize --mode static' wrote trains with --quantization-aware",
         )
     return GraphStudent(file or model, hints)
 
