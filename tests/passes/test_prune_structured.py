@@ -186,3 +186,31 @@ def test_local_functions_are_left_whole(tmp_path):
     )
     with pytest.raises(OnnxcompError, match="no rule for local::Double"):
         optimize(load(builders.save(proto, tmp_path / "m.onnx")), [PruneStructured()])
+
+
+def test_padding_of_texts_does_not_count(tmp_path):
+    text = """(int64[N,L] input_ids, int64[N,L] attention_mask) => (float[N,L,5] y) {
+        e = Gather (table, input_ids)
+        a = MatMul (e, w1)
+        r = Relu (a)
+        c = MatMul (r, w2)
+        m = Cast <to=1> (attention_mask)
+        u = Unsqueeze (m, axes)
+        y = Mul (c, u)
+    }"""
+    rng = np.random.default_rng(2)
+    weights = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in WIDTHS.items()}
+    weights["table"][0] *= 100  # what pads
+    proto = prune_graphs.build(text, weights | {"axes": np.array([2])})
+    model = load(builders.save(proto, tmp_path / "m.onnx"))
+    ids, mask = rng.integers(1, 20, (64, 9)), np.ones((64, 9), np.int64)
+    mask[:, 3:] = ids[:, 3:] = 0
+    plans = []
+    for length in (9, 3):
+        arrays = {"input_ids": ids[:, :length], "attention_mask": mask[:, :length]}
+        data = Batches(arrays, signature(model).inputs)
+        plans.append(optimize(model, [PruneStructured(sparsity=0.5)], data=data).passes[0].effect["plan"])
+    assert plans[0] == plans[1]
+
+
+WIDTHS = {"table": (20, 6), "w1": (6, 16), "w2": (16, 5)}
