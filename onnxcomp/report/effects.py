@@ -95,6 +95,15 @@ def _worst(fidelity: Json) -> float:
     return min(found, default=math.inf)
 
 
+def _factored(found: Json) -> str:
+    share = found["removed_parameters"] / max(found["parameters"], 1)
+    ranks = ", ".join(f"{f['node']} {f['rank']} of {f['of']}" for f in found["factored"][:4])
+    more = ", ..." if len(found["factored"]) > 4 else ""
+    return (
+        f"{len(found['factored'])} products factored ({ranks}{more}); {text.percent(share, 1)} of the parameters gone"
+    )
+
+
 def _corrected(found: Json) -> str:
     return f"{found['corrected']} of {found['of']} biases"
 
@@ -159,6 +168,7 @@ _BY_KEY: Mapping[str, Callable[[Json], str]] = {
     "quantized_weights": _quantized,
     "equivalence_error": _cut,
     "blocks": _shortened,
+    "factored": _factored,
     "removed_parameters": _pruned,
     "smoothed": _smoothed,
     "tied": _tied,

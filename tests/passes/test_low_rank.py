@@ -305,6 +305,31 @@ def test_a_budget_goes_where_it_is_worth_most(tmp_path):
     assert left <= 0.6 * 2 * 32 * 32
 
 
+def test_the_command_line_says_what_was_factored(tmp_path):
+    model, out = builders.save(builders.mlp(width=64), tmp_path / "m.onnx"), tmp_path / "o.onnx"
+    words = ["share", str(model), "-o", str(out), "--method", "low-rank", "--rank", "4", "--no-measure"]
+    done = subprocess.run(
+        [sys.executable, "-m", "onnxcomp", *words], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert "2 products factored (fc1 4 of 16, fc2 4 of 10)" in done.stdout
+    assert out.exists()
+
+
+def test_an_old_float16_model_is_measured_too(tmp_path):
+    """What switches weights on and off must exist in opset 7, and take float16."""
+    text = "(float16[N,64,4,4] x) => (float16[N,64,4,4] y) { a = Conv (x, w1, b) r = Relu (a) y = Conv (r, w2) }"
+    proto = prune_graphs.build(text, {"w1": (64, 64, 1, 1), "b": (64,), "w2": (64, 64, 1, 1)})
+    for tensor in proto.graph.initializer:
+        half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    proto.opset_import[0].version = 7
+    model = load(builders.save(proto, tmp_path / "m.onnx"))
+    x = inputs((64, 4, 4)).astype(np.float16)
+    done = optimize(model, [LowRank(keep=0.6)], data=Batches({"x": x}, signature(model).inputs))
+    assert done.passes[0].effect["allocation"] == "damage"
+    assert np.all(np.isfinite(outputs(done.model, {"x": x}, tmp_path)))
+
+
 def test_the_allocation_is_the_best_one():
     """Against all choices of two families."""
     families = [find_family(24, 16), find_family(16, 40)]

@@ -47,12 +47,12 @@ def measured(model: ir.Model, trials: Sequence[Trial], data: Batches, context: C
     some = unpadded(data.take(min(SAMPLES, data.samples)))
     done = 0
     for batch in some:
-        off = np.zeros(len(trials), bool)
+        off = np.zeros(len(trials), np.float32)
         reference = session.run({**batch.feeds, name: off})
         for number, found in enumerate(sums):
             worker.report("damage of factors", (done + batch.samples * number / len(trials)) / some.samples)
             on = off.copy()
-            on[number] = True
+            on[number] = 1
             candidate = session.run({**batch.feeds, name: on})
             for output in floats:
                 both = as_array(reference[output]), as_array(candidate[output])
@@ -76,30 +76,39 @@ def _relative(signal: float, noise: float) -> float:
 
 
 def _switched(model: ir.Model, trials: Sequence[Trial]) -> tuple[ir.Model, str]:
-    """(a copy with an input that says which families are factored: bool, (families,); its name)."""
+    """(a copy with an input that is 1 for families that are factored, else 0: float32, (families,); its name).
+
+    No operator newer than opset 7 is used.
+    """
     copied = model.clone()
     places = dict(zip(model.graph, list(copied.graph), strict=True))
     switch = ir.Value(
-        name=free(copied, "onnxcomp.factored"), shape=ir.Shape([len(trials)]), type=ir.TensorType(ir.DataType.BOOL)
+        name=free(copied, "onnxcomp.factored"), shape=ir.Shape([len(trials)]), type=ir.TensorType(ir.DataType.FLOAT)
     )
     copied.graph.inputs.append(switch)
     first = next(iter(copied.graph))
+    one = initializer(copied, "onnxcomp.one", ir.Tensor(np.array(1, np.float32)))
     for number, trial in enumerate(trials):
         index = initializer(copied, f"onnxcomp.family.{number}", ir.Tensor(np.array(number)))
-        flag = _insert(copied, first, "Gather", [switch, index], f"onnxcomp.flag.{number}")
+        on = _insert(copied, first, "Gather", [switch, index], f"onnxcomp.on.{number}")
+        off = _insert(copied, first, "Sub", [one, on], f"onnxcomp.off.{number}")
         start = 0
         for member in trial.family.members:
             columns = trial.right[:, start : start + member.shape[1]]
-            _switch_weight(copied, first, flag, member, (trial.left, columns))
+            _switch_weight(copied, first, (on, off), member, (trial.left, columns))
             for node in member.nodes:
                 if node in trial.shifts:
-                    _switch_bias(copied, first, flag, places[node], trial.shifts[node])
+                    _switch_bias(copied, first, on, places[node], trial.shifts[node])
             start += member.shape[1]
     return copied, switch.name or ""
 
 
 def _switch_weight(
-    model: ir.Model, first: ir.Node, flag: ir.Value, member: Member, factors: tuple[np.ndarray, np.ndarray]
+    model: ir.Model,
+    first: ir.Node,
+    flags: tuple[ir.Value, ir.Value],
+    member: Member,
+    factors: tuple[np.ndarray, np.ndarray],
 ) -> None:
     """The weight, or the product of its factors: computed in each run, so that it takes no memory in between."""
     dtype, left, right = member.tensor.dtype, *factors
@@ -111,13 +120,14 @@ def _switch_weight(
         for i, part in enumerate(pair)
     )
     readers = list(weight.uses())
-    cast = _insert(model, first, "Cast", [flag], f"{name}.cast", to=int(dtype))
-    scaled = _insert(model, first, "Mul", [one, cast], f"{name}.scaled")
+    on, off = (_insert(model, first, "Cast", [f], f"{name}.cast", to=int(dtype)) for f in flags)
+    scaled = _insert(model, first, "Mul", [one, on], f"{name}.scaled")
     value = _insert(model, first, "MatMul", [scaled, other], f"{name}.product")
     if member.convolves:
         sizes = initializer(model, f"{name}.sizes", ir.Tensor(np.array(member.tensor.shape.numpy(), np.int64)))
         value = _insert(model, first, "Reshape", [value, sizes], f"{name}.shaped")
-    value = _insert(model, first, "Where", [flag, value, weight], f"{name}.chosen")
+    whole = _insert(model, first, "Mul", [weight, off], f"{name}.whole")
+    value = _insert(model, first, "Add", [whole, value], f"{name}.chosen")
     for node, place in readers:
         node.replace_input_with(place, value)
 
@@ -127,11 +137,13 @@ def _switch_bias(model: ir.Model, first: ir.Node, flag: ir.Value, node: ir.Node,
     stored = bias(node, len(added))
     if stored is None or stored.const_value is None:
         return
-    old = stored.const_value.numpy()
-    new = ir.Tensor((old + added.reshape(old.shape)).astype(old.dtype))
-    other = initializer(model, f"onnxcomp.{stored.name}", new)
+    tensor = stored.const_value
+    shift = added.reshape(tensor.shape.numpy()).astype(tensor.dtype.numpy())
+    change = initializer(model, f"onnxcomp.{stored.name}", ir.Tensor(shift))
     (reader, place), *_ = stored.uses()
-    value = _insert(model, first, "Where", [flag, other, stored], f"onnxcomp.{stored.name}.chosen")
+    cast = _insert(model, first, "Cast", [flag], f"onnxcomp.{stored.name}.cast", to=int(tensor.dtype))
+    moved = _insert(model, first, "Mul", [change, cast], f"onnxcomp.{stored.name}.moved")
+    value = _insert(model, first, "Add", [stored, moved], f"onnxcomp.{stored.name}.chosen")
     reader.replace_input_with(place, value)
 
 

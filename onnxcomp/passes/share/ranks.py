@@ -24,18 +24,20 @@ class Curve:
         family: of matrices.
         lost: share of the outputs' energy that rank r loses: float64, (most + 1,).
         block: ranks are multiples of it.
+        lowest: rank that may be chosen, rounded down to blocks.
         weight: square error of the model's outputs for each share that is lost.
     """
 
     family: Family
     lost: np.ndarray
     block: int = 1
+    lowest: int = 1
     weight: float = 1.0
 
     @property
     def ranks(self) -> np.ndarray:
         """Those that may be chosen, ascending: int64."""
-        return np.arange(self.block, len(self.lost), self.block)
+        return np.arange(max(self.lowest // self.block, 1) * self.block, len(self.lost), self.block)
 
     def nearest(self, rank: float) -> int:
         """The highest rank that may be chosen up to this one, and at least the lowest."""
