@@ -41,7 +41,7 @@ def test_a_plan_is_written_and_applied(folder, tmp_path):
 def test_data_ranks_and_judges_and_the_speed_is_said(folder, tmp_path):
     arguments = ("--structure", "channels", "--align", "16", "--data", folder / "x.npz")
     made = ok("prune", folder / "mlp.onnx", "-o", tmp_path / "a.onnx", *arguments)
-    assert made["passes"][0]["effect"]["importance"] == "activation"
+    assert made["passes"][0]["effect"]["importance"] == "elimination"
     assert made["fidelity"] is not None
     assert made["data"]["calibration"] == 32
     assert made["passes"][0]["effect"]["allocation"] == "uniform"
