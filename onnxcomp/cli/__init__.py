@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "quantize": "Quantize a model to int8, dynamic or static.",
     "prune": "Prune the weights of a model.",
     "share": "Store the weights of a model in fewer numbers.",
+    "distill": "Train a small model to answer as a large one does.",
     "run": "Run a recipe of passes on a model.",
     "compare": "Measure how near a candidate's outputs are to a reference's.",
     "evaluate": "Judge a model against labels, with intervals.",

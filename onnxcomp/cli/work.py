@@ -69,6 +69,19 @@ def recipe(path: str, model: str, output: str, **options: Any) -> Json:
     return optimize_file(model, output, with_gradients(loaded.passes), **options).to_json()
 
 
+def distill(teacher: str, student: str, data: str, output: str, **options: Any) -> Json:
+    """See `onnxcomp.pytorch.distill`."""
+    import importlib.util
+
+    from onnxcomp.errors import UnsupportedError
+
+    if importlib.util.find_spec("torch") is None:
+        raise UnsupportedError("distillation needs torch", hint="pip install 'onnxcomp[torch]'")
+    from onnxcomp.pytorch import distill as run
+
+    return run(teacher, student, data, output, **options).to_json()
+
+
 def compare(reference: str, candidate: str, data: str, **options: Any) -> Json:
     """See `onnxcomp.compare`."""
     from onnxcomp.evaluate import compare as run

@@ -71,6 +71,11 @@ class Settings:
                 hint="leave out --hint",
             )
 
+    @classmethod
+    def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        """What the command line makes options from, as it does from a pass's."""
+        return dataclasses.fields(cls)
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step of `steps`: a line up to `lr`, then half a cosine (Loshchilov, Hutter 2017)."""
         rising = round(self.warm_up * steps)

@@ -1,0 +1,95 @@
+"""`onnxcomp distill`: a student from two files and samples, its record, interruption and refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import fails, ok, run
+
+PYTORCH = Path(__file__).parent.parent / "pytorch"
+sys.path.insert(0, str(PYTORCH))
+
+import distill_samples  # noqa: E402 - a neighbour's samples
+
+KEYS = {
+    "schema", "input", "student", "output", "size_ratio", "passes", "history", "resumed_from_step", "fidelity",
+    "equivalence", "speed", "data", "warnings", "versions",
+}  # fmt: skip
+
+QUICK = ("--epochs", 2, "--batch", 20, "--lr", 0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("distill")
+    distill_samples.teacher(place)
+    distill_samples.student(place)
+    np.savez(place / "data.npz", **distill_samples.samples(place / "teacher.onnx"))
+    return place
+
+
+def line(folder, output, *arguments, student="student8.onnx"):
+    models = ("--teacher", folder / "teacher.onnx", "--student", folder / student)
+    return ("distill", *models, "--data", folder / "data.npz", "-o", output, *QUICK, *arguments)
+
+
+def test_the_json_is_the_record(folder, tmp_path):
+    result = ok(*line(folder, tmp_path / "out.onnx", "--hint", "h=h", "--labels-weight", 0.2, "--metric", "accuracy"))
+    assert set(result) == KEYS
+    assert result == json.loads((tmp_path / "out.onnx.record.json").read_text())
+    (step,) = result["passes"]
+    assert step["name"] == "distill"
+    assert step["options"]["hint"] == ["h=h"]
+    assert step["options"]["labels_weight"] == 0.2
+    assert step["effect"]["after"]["accuracy"] > step["effect"]["before"]["accuracy"]
+    assert [entry["epoch"] for entry in result["history"]] == [0, 1, 2]
+    assert ok("verify", tmp_path / "out.onnx")["ok"]
+
+
+def test_the_table_shows_the_epochs(folder, tmp_path):
+    done = run(*line(folder, tmp_path / "out.onnx", student="student8.onnx"), "--quantization-aware")
+    assert done.returncode == 0, done.stderr
+    assert "judged by 20 samples that did not train" in done.stdout
+    assert "same class:" in done.stdout
+    rows = [row.split() for row in done.stdout.splitlines()]
+    assert [row[0].rstrip("*") for row in rows if len(row) > 4 and row[-1] == "s" and row[0][0].isdigit()] == list(
+        "012"
+    )
+
+
+def test_an_interrupted_command_goes_on(folder, tmp_path):
+    """Ctrl-C in the middle of the training: code 130, no output, and the checkpoint is of use."""
+    arguments = [*line(folder, tmp_path / "out.onnx"), "--checkpoint", tmp_path / "kept", "--epochs", 400]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxcomp", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("kept/*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert not (tmp_path / "out.onnx").exists()
+    document = fails(2, *arguments, "--resume", "--seed", 1, text="another settings")
+    assert document["hint"] == "seed was 0, now it is 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("--resume",), 2, "--resume needs --checkpoint"),
+        (("--loss", "l1"), 2, "'l1' is not one of"),
+        (("--data", "random:50"), 3, "needs real data"),
+        (("--lr", 1e-30), 5, "no epoch is better"),  # steps too small to change a float
+    ],
+)
+def test_what_fails_says_why(folder, tmp_path, arguments, code, text):
+    fails(code, *line(folder, tmp_path / "out.onnx", *arguments), text=text)
+    assert list(tmp_path.iterdir()) == []
