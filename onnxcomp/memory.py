@@ -6,6 +6,8 @@ them among those who share, USS leaves them out.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import re
 from pathlib import Path
@@ -47,6 +49,16 @@ def measure(process: Path = Path("/proc/self")) -> Memory:
         file_bytes=rollup.get("Pss_File"),
         peak_bytes=status.get("VmHWM"),
     )
+
+
+def give_back() -> None:
+    """Give free memory of this process's heap back to the system; nothing happens where the C library cannot.
+
+    Opening a model takes and frees buffers of megabytes, and glibc keeps what it was once given: 7 to 38 MB of a
+    worker, more than all its own data.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(path: Path) -> dict[str, int]:

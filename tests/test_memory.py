@@ -1,3 +1,4 @@
+import ctypes
 import os
 from pathlib import Path
 
@@ -28,3 +29,25 @@ def test_own_process_grows_with_what_it_holds():
     assert after.peak_bytes >= after.uss_bytes * 0.5
     assert len(block) == 32 << 20
     assert set(after.to_json()) == {"pss_bytes", "uss_bytes", "anonymous_bytes", "file_bytes", "peak_bytes"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no smaps_rollup here")
+def test_free_memory_between_blocks_in_use_is_given_back():
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("this C library has no malloc_trim")
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    size = 64 << 10  # below the size from which every block is a mapping of its own
+    blocks = [libc.malloc(size) for _ in range(1024)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks[:-1]:  # the last one holds the heap where it is
+        libc.free(block)
+    before = memory.measure().anonymous_bytes
+    memory.give_back()
+    assert before - memory.measure().anonymous_bytes > 32 << 20
+    libc.free(blocks[-1])

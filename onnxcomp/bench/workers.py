@@ -157,6 +157,7 @@ def _run(job: Job, feeds: Feeds, variant: Variant, seconds: float) -> Replicas:
         provider=job.provider,
         settings=job.settings,
         kind="threads" if variant.kind == "threads" else "processes",
+        trim=variant.kind == "pack",
     )
 
 

@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from onnxcomp import memory, runtime
 from onnxcomp import model as models
-from onnxcomp import runtime
 from onnxcomp.errors import DataError, GateError, InvalidModelError, OnnxcompError, UnsupportedError
 from onnxcomp.pack import feeds, host, manifest, proof
 from onnxcomp.pack.manifest import Manifest
@@ -39,7 +39,9 @@ def open_pack(folder: str | os.PathLike[str], *, settings: SessionSettings | Non
     reason = "; ".join(host.current().differences(found.host)) or _changed(place, found, thorough=False)
     if reason is None:
         try:
-            return runtime.open_session(place / found.model, settings=settings)
+            session = runtime.open_session(place / found.model, settings=settings)
+            memory.give_back()
+            return session
         except OnnxcompError as error:
             reason = error.message
     if found.portable is None:

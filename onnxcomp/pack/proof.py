@@ -22,9 +22,8 @@ from onnxcomp.settings import SessionSettings
 #: share of what workers can have in common that they must have in common
 _ENOUGH = 0.5
 
-#: share of the packed weights that a worker holds of its own where it packs all of them again; where it
-#: does not, the buffers in which ORT packed to compare can stay in its arena, up to two thirds were seen
-_PACKED_AGAIN = 0.85
+#: share of the packed weights that a worker may hold of its own: it packs them to compare, one after the other
+_PACKED_AGAIN = 0.5
 
 #: bytes; a process of Python and ONNX Runtime varies by so much from start to start
 _NOISE = 1 << 20
@@ -123,7 +122,7 @@ def prove(plain: Path, packed: Path, feeds: Sequence[Mapping[str, np.ndarray]], 
     worker.report("measuring plain workers")
     before = replicas.run(plain, able, feeds=feeds)
     worker.report("measuring workers on the pack")
-    after = replicas.run(packed, able, feeds=feeds)
+    after = replicas.run(packed, able, feeds=feeds, trim=True)
     worker.report("measuring what can be shared")
     identical = _identical(before, after)
     if identical is None:
@@ -165,7 +164,7 @@ def _identical(before: Replicas, after: Replicas) -> bool | None:
 def _least(packed: Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> int | None:
     mapped = SessionSettings(config={"session.disable_prepacking": "1"})
     try:
-        return _private(replicas.run(packed, 1, feeds=feeds, settings=mapped))
+        return _private(replicas.run(packed, 1, feeds=feeds, settings=mapped, trim=True))
     except OnnxcompError:
         return None  # a kernel that cannot do without its packed weights
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from onnxcomp import worker
+from onnxcomp import memory, worker
 from onnxcomp.errors import OnnxcompError, ProviderError
 from onnxcomp.replicas import feeding, gate
 from onnxcomp.replicas.result import Caller
@@ -45,6 +45,7 @@ class Job:
         seconds: of the timed phase; 0: none.
         threads: callers on the session.
         gates: the gates after 'imported', 'loaded', 'warm' and 'ran'.
+        trim: give free memory back once the model is open, as `onnxcomp.pack.open` does.
     """
 
     model: Path
@@ -54,6 +55,7 @@ class Job:
     seconds: float
     threads: int
     gates: Mapping[str, Path]
+    trim: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ def live(job: Job) -> Answer:
     _stand(job, "imported")
     start = time.perf_counter()
     session = _Session(job)
+    if job.trim:
+        memory.give_back()
     load_seconds = time.perf_counter() - start
     feeds = feeding.Feeds(job.feeds)
     _stand(job, "loaded")

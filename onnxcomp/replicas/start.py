@@ -35,6 +35,7 @@ def run(
     provider: str = "cpu",
     settings: SessionSettings | None = None,
     kind: str = "processes",
+    trim: bool = False,
     limits: WorkerLimits | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Replicas:
@@ -48,6 +49,7 @@ def run(
         provider: short name of `onnxcomp.runtime.PROVIDERS`.
         settings: session options; one intra-op thread by default.
         kind: one of `KINDS`.
+        trim: give free memory back once the model is open, as `onnxcomp.pack.open` does.
         limits: what all processes together may use.
         on_progress: called with the name of each point that all have reached.
 
@@ -72,6 +74,7 @@ def run(
                 seconds=seconds,
                 threads=threads,
                 gates={point: one.path for point, one in closed.items()},
+                trim=trim,
             )
             keeper = _Keeper(processes, closed, on_progress)
             calls = [functools.partial(replica.live, job)] * processes
