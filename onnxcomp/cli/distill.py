@@ -44,13 +44,14 @@ same training without a teacher, before you credit the teacher.
 )
 @click.option("--checkpoint", metavar="DIR", help="Keep the run there, every minute and epoch.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one.")
+@click.option("--tensorboard", metavar="DIR", help="Write curves for TensorBoard, which must be installed.")
 @shells.common()
 @pass_options(Settings, without=("hint",))  # type: ignore[arg-type]  # it has the fields
 def command(shell: Shell, teacher: str, student: str, data: str, output: str, **values: Any) -> None:
     """Train the student."""
     from onnxcomp.report import training
 
-    names = ("augment", "quantization_aware", "cache", "checkpoint", "resume", "force")
+    names = ("augment", "quantization_aware", "cache", "checkpoint", "resume", "tensorboard", "force")
     options = {name: values[name] for name in names} | given(values, Settings)  # type: ignore[arg-type]  # same
     result = shell.work(work.distill, teacher, student, data, output, **options)
     for warning in result["warnings"]:

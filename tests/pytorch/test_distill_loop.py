@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import types
 
 import distill_samples
 import numpy as np
@@ -205,6 +207,41 @@ def test_what_cannot_be_trained_is_refused_before(place, tmp_path, options, erro
     with pytest.raises(error, match=text):
         run(place, tmp_path / "out.onnx", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_need_tensorboard(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UnsupportedError, match="tensorboard is not installed"):
+        run(place, tmp_path / "out.onnx", tensorboard=tmp_path / "curves")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_epoch_is_a_point_of_the_curves(place, tmp_path, monkeypatch):
+    """With a stand-in for the package: names, values, steps."""
+    points = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            points.append(folder)
+
+        def add_scalar(self, *point):
+            points.append(point)
+
+        def flush(self):
+            pass
+
+        def close(self):
+            points.append("closed")
+
+    stand_in = types.ModuleType("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    done = run(place, tmp_path / "out.onnx", tensorboard=tmp_path / "curves", epochs=1)
+    first, last = done.trained.history
+    assert points[0] == str(tmp_path / "curves")
+    assert ("validation/loss", first["validation"]["loss"], 0) in points
+    assert ("loss", last["loss"], 9) in points
+    assert points[-1] == "closed"
 
 
 def test_an_output_that_exists_is_kept(place, tmp_path):

@@ -29,6 +29,7 @@ from onnxcomp.pytorch.distillation.samples import order, read
 from onnxcomp.pytorch.distillation.settings import Settings
 from onnxcomp.pytorch.distillation.students import trained_elements
 from onnxcomp.pytorch.distillation.teacher import OrtTeacher, Teacher
+from onnxcomp.pytorch.distillation.tensorboard import TensorBoard
 
 
 def distill(
@@ -43,6 +44,7 @@ def distill(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     resume: bool = False,
+    tensorboard: str | os.PathLike[str] | None = None,
     force: bool = False,
     schema: str = "onnxcomp/distill/1",
     **options: Any,
@@ -64,6 +66,7 @@ def distill(
         checkpoint: a folder; what is interrupted loses at most `checkpoint_seconds`, or one step.
         checkpoint_seconds: between checkpoints within an epoch; each epoch ends with one.
         resume: go on from the checkpoint, where there is one.
+        tensorboard: a folder for curves; the package must be installed.
         force: replace an existing output.
         schema: of the record.
         **options: see `Settings`.
@@ -96,8 +99,9 @@ def distill(
             "quantization_aware": quantization_aware,
         }
         kept = None if checkpoint is None else Checkpoints(Path(checkpoint), run, resume=resume)
+        watch = None if tensorboard is None else open_files.enter_context(TensorBoard(tensorboard))
         start = time.perf_counter()
-        trained = Training(lesson, checkpoints=kept, checkpoint_seconds=checkpoint_seconds).run()
+        trained = Training(lesson, checkpoints=kept, checkpoint_seconds=checkpoint_seconds, watch=watch).run()
     if trained.best == 0:
         raise NoEffectError(
             f"no epoch is better than the student as it came, by its {settings.metric} on "
