@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -107,26 +106,6 @@ class Checkpoints:
             with made.open("rb+") as file:
                 os.fsync(file.fileno())
             made.replace(self.path)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Moments and counts of an optimizer by 'INDEX/KEY'."""
-    states = optimizer.state_dict()["state"]
-    return {
-        f"{index}/{key}": value
-        for index, kept in states.items()
-        for key, value in kept.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The way back of `optimizer_tensors`."""
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split("/")
-        states.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
 def _difference(before: Any, now: Any) -> str:

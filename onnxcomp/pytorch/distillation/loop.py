@@ -22,10 +22,10 @@ from onnxcomp import worker
 from onnxcomp.errors import GateError, UsageError
 from onnxcomp.pytorch.distillation import state as states
 from onnxcomp.pytorch.distillation.ahead import ahead
-from onnxcomp.pytorch.distillation.checkpoint import Checkpoint, Checkpoints, fill_optimizer, optimizer_tensors
+from onnxcomp.pytorch.distillation.checkpoint import Checkpoint, Checkpoints
 from onnxcomp.pytorch.distillation.goal import Judged, as_tensors, compares_classes
 from onnxcomp.pytorch.distillation.lesson import Lesson
-from onnxcomp.pytorch.distillation.settings import Settings
+from onnxcomp.pytorch.distillation.optimizer import fill_optimizer, make_optimizer, optimizer_tensors
 from onnxcomp.pytorch.distillation.teacher import Feeds
 
 #: what `ahead` gives: feeds of a run, and the teacher's answers
@@ -33,8 +33,6 @@ _Answered = Generator[tuple[Feeds, dict[str, Tensor]], None, None]
 
 #: seconds between checkpoints within an epoch
 CHECKPOINT_SECONDS = 60.0
-
-_MOMENTUM = 0.9
 
 
 class Watch(Protocol):
@@ -99,7 +97,7 @@ class Training:
         self._steps = self._settings.epochs * self._in_epoch
         parameters = [*self._module.to(lesson.device).parameters(), *lesson.goal.to(lesson.device).parameters()]
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._optimizer = _optimizer(self._settings, self._parameters)
+        self._optimizer = make_optimizer(self._settings, self._parameters)
         self._progress = _Progress()
         self._average = None if self._settings.average is None else states.copied(states.live(self._module))
         self._best: states.State = {}
@@ -277,17 +275,6 @@ class Training:
         self._best = found.part("best")
         fill_optimizer(self._optimizer, found.part("optimizer"))
         return self._progress.step
-
-
-def _optimizer(settings: Settings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=_MOMENTUM)
-    return torch.optim.AdamW(groups, settings.lr)
 
 
 def _seed(*numbers: int) -> int:
