@@ -23,7 +23,7 @@ import onnxruntime as ort
 
 from onnxcomp import memory, worker
 from onnxcomp.errors import OnnxcompError, ProviderError
-from onnxcomp.replicas import feeding, gate
+from onnxcomp.replicas import feeding, gate, open_loop
 from onnxcomp.replicas.result import Caller
 from onnxcomp.settings import SessionSettings, session_options
 
@@ -42,7 +42,8 @@ class Job:
         providers: ORT's names, the wanted one first.
         settings: session options.
         feeds: see `feeding`.
-        seconds: of the timed phase; 0: none.
+        seconds: of the timed phase, a closed loop; 0: none.
+        arrivals: of the timed phase as an open loop, instead.
         threads: callers on the session.
         gates: the gates after 'imported', 'loaded', 'warm' and 'ran'.
         trim: give free memory back once the model is open, as `onnxcomp.pack.open` does.
@@ -53,6 +54,7 @@ class Job:
     settings: SessionSettings
     feeds: Sequence[feeding.Parcel]
     seconds: float
+    arrivals: open_loop.Arrivals | None
     threads: int
     gates: Mapping[str, Path]
     trim: bool
@@ -81,13 +83,11 @@ def live(job: Job) -> Answer:
         seen = _by_each(pool, job.threads, lambda _: _first_runs(session, feeds.arrays))
         _stand(job, "warm")
         cpu = time.process_time()
-        timed = _by_each(pool, job.threads, lambda index: _loop(session, feeds.arrays, job.seconds, index))
+        timed = _by_each(pool, job.threads, lambda index: _timed(job, session, feeds.arrays, index))
         cpu = time.process_time() - cpu
     feeds.drop()
     _stand(job, "ran")
-    callers = tuple(
-        Caller(outputs=digests, output_bytes=size, **loop) for (digests, size), loop in zip(seen, timed, strict=True)
-    )
+    callers = tuple(Caller(**first, **loop) for first, loop in zip(seen, timed, strict=True))
     return Answer(load_seconds, cpu, callers)
 
 
@@ -135,17 +135,20 @@ def _by_each(pool: concurrent.futures.ThreadPoolExecutor, threads: int, do: Call
     return list(pool.map(do, range(threads)))
 
 
-def _first_runs(session: _Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[tuple[str, ...], int]:
-    digests, size = [], 0
-    for feed in feeds:
+def _first_runs(session: _Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    digests, size, walls = [], 0, []
+    for turn in range(max(len(feeds), _MIN_RUNS)):
+        start = time.perf_counter_ns()
+        values = session.run(feeds[turn % len(feeds)])
+        walls.append(time.perf_counter_ns() - start)
+        if turn >= len(feeds):
+            continue
         digest = hashlib.sha256()
-        for name, value in zip(session.names, session.run(feed), strict=True):
+        for name, value in zip(session.names, values, strict=True):
             digest.update(name.encode())
             size += _digest(digest, value)
         digests.append(digest.hexdigest())
-    for turn in range(len(feeds), _MIN_RUNS):
-        session.run(feeds[turn % len(feeds)])
-    return tuple(digests), size
+    return {"outputs": tuple(digests), "output_bytes": size, "first_wall_ns": tuple(walls)}
 
 
 def _digest(digest: Any, value: Any) -> int:
@@ -157,6 +160,21 @@ def _digest(digest: Any, value: Any) -> int:
     text = repr(value.tolist() if isinstance(value, np.ndarray) else value).encode()
     digest.update(text)
     return len(text)
+
+
+def _timed(job: Job, session: _Session, feeds: Sequence[Mapping[str, np.ndarray]], index: int) -> dict[str, Any]:
+    if job.arrivals is None:
+        return _loop(session, feeds, job.seconds, index)
+    gc.disable()
+    served = open_loop.serve(session.run, feeds, job.arrivals)
+    gc.enable()
+    return {
+        "runs": len(served.number),
+        "elapsed_ns": int(served.ended_ns.max(initial=0)),
+        "wall_ns": (),
+        "cpu_ns": (),
+        "served": served,
+    }
 
 
 def _loop(session: _Session, feeds: Sequence[Mapping[str, np.ndarray]], seconds: float, first: int) -> dict[str, Any]:

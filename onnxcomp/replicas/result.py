@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from onnxcomp.memory import Memory
+from onnxcomp.replicas.open_loop import Served
 from onnxcomp.settings import SessionSettings
 
 #: the moments at which memory is read: before the model is opened, after it, and after all runs
@@ -22,7 +23,9 @@ class Caller:
         runs: how many runs the timed phase had; 0 where there was none.
         elapsed_ns: how long they took, from the common start to the end of the last.
         wall_ns, cpu_ns: single runs, CPU time of the calling thread: all, or every 2nd, 4th ... where
-            there are more than `MAX_SAMPLES`.
+            there are more than `MAX_SAMPLES`; none in an open loop.
+        first_wall_ns: the runs before the timed phase, from the very first on.
+        served: what it did in an open loop; None in a closed one.
     """
 
     outputs: tuple[str, ...]
@@ -31,6 +34,8 @@ class Caller:
     elapsed_ns: int
     wall_ns: tuple[int, ...]
     cpu_ns: tuple[int, ...]
+    first_wall_ns: tuple[int, ...] = ()
+    served: Served | None = None
 
     @property
     def runs_per_second(self) -> float | None:

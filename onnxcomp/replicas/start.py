@@ -15,7 +15,7 @@ import numpy as np
 from onnxcomp import memory, worker
 from onnxcomp.errors import UsageError, from_os_error, nearest
 from onnxcomp.memory import Memory
-from onnxcomp.replicas import feeding, gate, replica
+from onnxcomp.replicas import feeding, gate, open_loop, replica
 from onnxcomp.replicas.result import POINTS, Replica, Replicas
 from onnxcomp.settings import SessionSettings
 from onnxcomp.worker import WorkerLimits
@@ -32,6 +32,8 @@ def run(
     *,
     feeds: Sequence[Mapping[str, np.ndarray]],
     seconds: float = 0.0,
+    due_ns: np.ndarray | None = None,
+    patience: float = 10.0,
     provider: str = "cpu",
     settings: SessionSettings | None = None,
     kind: str = "processes",
@@ -46,6 +48,9 @@ def run(
         count: processes, each with a session of its own; or threads of one process, on one session.
         feeds: arrays by input name; each caller runs every one of them once, more where they are timed.
         seconds: how long all of them run one after the other; 0: not at all.
+        due_ns: int64, ascending: when requests are due, from the start, whether or not a caller is free for
+            them (`open_loop`), instead of one after the other.
+        patience: seconds that a due request may wait before the run is ended for all.
         provider: short name of `onnxcomp.runtime.PROVIDERS`.
         settings: session options; one intra-op thread by default.
         kind: one of `KINDS`.
@@ -65,6 +70,10 @@ def run(
     with tempfile.TemporaryDirectory(prefix="onnxcomp-replicas-") as name:
         folder = Path(name)
         parcels = feeding.wrap(feeds, folder)
+        arrivals = None
+        if due_ns is not None:
+            line = open_loop.Line.make(folder / "line")
+            arrivals = open_loop.Arrivals(due_ns=due_ns, patience_ns=int(patience * 1e9), line=line)
         with gate.gates(folder, _GATES) as closed:
             job = replica.Job(
                 model=Path(model).absolute(),
@@ -72,6 +81,7 @@ def run(
                 settings=settings or SessionSettings(),
                 feeds=parcels,
                 seconds=seconds,
+                arrivals=arrivals,
                 threads=threads,
                 gates={point: one.path for point, one in closed.items()},
                 trim=trim,

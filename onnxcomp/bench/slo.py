@@ -1,0 +1,162 @@
+"""An objective for p99: judge one run by it, and look for the highest rate that meets it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.bench.statistics import Percentile
+from onnxcomp.bench.traffic import Traffic
+
+VERDICTS = ("met", "missed", "undecided")
+
+#: our own delay may be this share of the objective (its 99th percentile); beyond it nothing is decided
+LATE = 0.1
+
+#: the search ends when the next rate that fails is no more than this above the last that holds
+TOLERANCE = 1.05
+
+#: the time is cut into so many runs; steps to the first bracket
+_RUNS, _UP, _DOWN = 6, 1.15, 1.25
+
+_SHORTEST = 0.5  # seconds
+
+#: run an open loop at (rate, for so many seconds)
+Trial = Callable[[float, float], Traffic]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What one run says about the objective.
+
+    Attributes:
+        verdict: one of `VERDICTS`.
+        reason: of 'missed' and 'undecided'; '' for 'met'.
+    """
+
+    verdict: str
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """All runs of a search.
+
+    Attributes:
+        trials: runs and what they said, in order.
+        best: index of the run at the highest rate that met the objective, below every one that did not;
+            None where none met it.
+        failed_rate: the lowest rate above that which did not meet it; None where none was tried.
+    """
+
+    trials: tuple[tuple[Traffic, Judgement], ...]
+    best: int | None
+    failed_rate: float | None
+
+    @property
+    def converged(self) -> bool:
+        """Whether the bracket is as narrow as was asked."""
+        if self.best is None or self.failed_rate is None:
+            return False
+        return self.failed_rate / self.trials[self.best][0].rate <= TOLERANCE * 1.001
+
+    def to_json(self) -> dict[str, Any]:
+        """`{converged, failed_rate, trials: [{rate, verdict, reason, utilisation, p99_ms}]}`."""
+        return {
+            "converged": self.converged,
+            "failed_rate": self.failed_rate,
+            "trials": [
+                {
+                    "rate": traffic.rate,
+                    "verdict": judged.verdict,
+                    "reason": judged.reason,
+                    "utilisation": traffic.utilisation,
+                    "p99_ms": traffic.percentile(0.99).to_json(),
+                }
+                for traffic, judged in self.trials
+            ],
+        }
+
+
+def judge(traffic: Traffic, slo_p99_ms: float) -> Judgement:
+    """Met: the upper bound of p99 is within the objective. Missed: the lower bound is beyond it."""
+    late = traffic.lateness_ms
+    delay = float(np.quantile(late, 0.99)) if len(late) else 0.0
+    found = traffic.percentile(0.99)
+    if traffic.failed.any():
+        return Judgement("missed", f"{int(traffic.failed.sum())} requests failed: {traffic.error}")
+    if delay > LATE * slo_p99_ms:
+        return Judgement(
+            "undecided",
+            f"the load itself was late by up to {delay:.3g} ms (p99), more than {LATE:.0%} of the objective of "
+            f"{slo_p99_ms:g} ms: the machine is too busy to tell",
+        )
+    return _judge(traffic, found, slo_p99_ms)
+
+
+def _judge(traffic: Traffic, found: Percentile, slo_p99_ms: float) -> Judgement:
+    if traffic.gave_up_ns is not None and float(np.mean(traffic.latency_ms > slo_p99_ms)) > 0.05:
+        return Judgement("missed", "requests came faster than they could be served; the line only grew")
+    if found.value is None or found.low is None or found.high is None:
+        return Judgement(
+            "undecided",
+            f"{found.samples} requests, which depend on each other, tell no p99: it takes about {found.needed}; "
+            "measure longer",
+        )
+    if found.high <= slo_p99_ms:
+        return Judgement("met")
+    if found.low > slo_p99_ms:
+        return Judgement("missed", f"p99 is {found.low:.3g} ms or more")
+    return Judgement("undecided", f"p99 lies between {found.low:.3g} and {found.high:.3g} ms; measure longer")
+
+
+def search(
+    trial: Trial, *, slo_p99_ms: float, guess: float, seconds: float, clock: Callable[[], float] = time.monotonic
+) -> Search:
+    """Bisect to the highest rate whose upper bound of p99 meets the objective.
+
+    Args:
+        trial: runs an open loop; every call with the same pattern of arrivals, so that the order of rates
+            does not change by luck.
+        slo_p99_ms: the objective.
+        guess: rate of the first run.
+        seconds: for all of them, what starting them takes included; one run is made in any case.
+        clock: tells how long they took.
+
+    A rate that is undecided does not hold.
+    """
+    begun, extra = clock(), 0.0
+    found: list[tuple[Traffic, Judgement]] = []
+    low: int | None = None
+    high: float | None = None
+    rate = guess
+    while True:
+        length = max(seconds / _RUNS - extra, _SHORTEST)
+        if found and clock() - begun + length + extra > seconds * (1 + 1 / (2 * _RUNS)):
+            break
+        start = clock()
+        traffic = trial(rate, length)
+        extra = max(clock() - start - length, 0.0)
+        judged = judge(traffic, slo_p99_ms)
+        found.append((traffic, judged))
+        if judged.verdict == "met":
+            low = len(found) - 1
+        else:
+            high = rate
+        rate = _next(found[low][0].rate if low is not None else None, high, len(found))
+        if low is not None and high is not None and high / found[low][0].rate <= TOLERANCE:
+            break
+    return Search(tuple(found), low, high)
+
+
+def _next(low: float | None, high: float | None, tried: int) -> float:
+    """Up or down in growing steps until there is a bracket, then its middle."""
+    if low is not None and high is not None:
+        return float(np.sqrt(low * high))
+    if low is not None:
+        return low * _UP ** max(tried, 1)
+    return (high or 1.0) / _DOWN ** max(tried, 1)
