@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.errors import NoEffectError
 from onnxcomp.model import load
-from onnxcomp.passes import Simplify, TieInitializers
+from onnxcomp.passes import CastFloat, QuantizeDynamic, QuantizeStatic, QuantizeWeights, Simplify, TieInitializers
 from onnxcomp.pipeline import optimize, optimize_file
 from onnxcomp.runtime import check_loads
 
@@ -212,14 +212,39 @@ def head(rank: int, node: onnx.NodeProto, *, opset: int = 17) -> onnx.ModelProto
     return builders.model(nodes, *face, [held(R, "table"), held(R.T, "t")], opset=opset)
 
 
-@pytest.mark.parametrize(("rank", "becomes"), [(2, "Gemm"), (3, "FusedMatMul"), (4, "FusedMatMul")])
-def test_a_tied_output_layer(rank, becomes, tmp_path):
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_a_tied_output_layer(rank, tmp_path):
     proto = head(rank, helper.make_node("MatMul", ["e", "t"], ["y"], name="head"))
     effect, _, model = tied(proto, tmp_path)
     assert effect["transposed"] == [{"kept": "table", "removed": ["t"], "bytes": 160}]
-    assert [node.op_type for node in model.graph] == ["Gather", becomes]
+    assert [node.op_type for node in model.graph] == ["Transpose", "Gather", "MatMul"]
     with pytest.raises(NoEffectError):
         optimize(model, [TieInitializers()])
+
+
+@pytest.mark.parametrize(
+    ("steps", "least"),
+    [([QuantizeDynamic()], 0.3), ([QuantizeStatic()], 0.3), ([QuantizeWeights(bits=8)], 0.6), ([CastFloat()], 0.51)],
+)
+def test_what_is_tied_can_still_be_quantized(steps, least, tmp_path):
+    """Table and output layer among it; blocks of 8 bits hold the table once for each way of reading it."""
+    table = np.random.default_rng(3).standard_normal((900, 64)).astype(np.float32)
+    inner = np.random.default_rng(4).standard_normal((64, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"], name="embed"),
+        helper.make_node("MatMul", ["e", "w"], ["h"], name="inner"),
+        helper.make_node("MatMul", ["h", "t"], ["y"], name="head"),
+    ]
+    face = [builders.value("ids", "n", 6, dtype=TensorProto.INT64)], [builders.value("y", "n", 6, 900)]
+    proto = builders.model(nodes, *face, [held(table, "table"), held(inner, "w"), held(table.T, "t")])
+    tied(proto, tmp_path)
+    ids = np.random.default_rng(5).integers(0, 900, (48, 6))
+    record = optimize_file(tmp_path / "out.onnx", tmp_path / "q.onnx", steps, data={"ids": ids})
+    effect = record.passes[0].effect
+    assert effect.get("quantized_weights") == effect.get("total_weights")
+    assert not effect.get("skipped")
+    assert record.size_ratio < least
+    check_loads(tmp_path / "q.onnx")
 
 
 def test_a_gemm_turns_its_flag(tmp_path):
@@ -237,8 +262,7 @@ def test_the_first_factor(tmp_path):
     ]
     face = [builders.value("x", 5, "n")], [builders.value("y", 5, "n")]
     _, _, model = tied(builders.model(nodes, *face, [held(R, "w"), held(R.T, "t")]), tmp_path)
-    flags = {node.op_type: node.attributes.get_int("transA", 0) for node in model.graph}
-    assert flags == {"MatMul": 0, "Gemm": 1}
+    assert [node.op_type for node in model.graph] == ["Transpose", "MatMul", "MatMul"]
     assert len(model.graph.initializers) == 1
 
 
@@ -268,10 +292,31 @@ def test_readers_that_cannot_are_named(tmp_path):
         "node": "columns",
         "reason": "'t' is a transpose of another: Gather can read it only as it is stored",
     }
-    old = head(2, helper.make_node("MatMul", ["e", "t"], ["y"], name="head"), opset=10)
-    done = optimize(ir.from_proto(old), [TieInitializers()], allow_no_effect=True)
-    assert "opset 11" in done.passes[0].effect["refused"][0]["reason"]
-    assert {node.op_type for node in done.model.graph} == {"Gather", "MatMul"}
+
+
+def test_no_transpose_is_written_where_a_flag_does(tmp_path):
+    """The one that a Gemm reads goes, whichever comes first."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "t"], ["y"]),
+    ]
+    for order in (1, -1):
+        stored = [held(R.T, "w"), held(R, "t")][::order]
+        face = [builders.value("x", "n", 5)], [builders.value("y", "n", 5)]
+        _, _, model = tied(builders.model(nodes, *face, stored), tmp_path, force=True)
+        assert [node.op_type for node in model.graph] == ["Gemm", "MatMul"]
+        assert list(model.graph.initializers) == ["t"]
+
+
+def test_a_product_of_integers_stays(tmp_path):
+    whole = np.arange(40, dtype=np.int32).reshape(8, 5)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "t"], ["y"])]
+    face = (
+        [builders.value("x", "n", 8, dtype=TensorProto.INT32)],
+        [builders.value("y", "n", 8, dtype=TensorProto.INT32)],
+    )
+    proto = builders.model(nodes, *face, [held(whole, "w"), held(whole.T, "t")])
+    refuses(proto, tmp_path)
 
 
 def test_external_data_stays_mapped_and_comes_out_the_same(tmp_path):

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from onnxcomp.inspect import infer_shapes
 from onnxcomp.passes.base import Context, Effect, Pass
 from onnxcomp.passes.share import contents, turn, values
 
@@ -29,8 +28,9 @@ class TieInitializers(Pass):
         1. Tensors of one type, shape and content become one initializer of the main graph, those of subgraphs and
            Constant nodes too. It keeps its name, unless another value inside a subgraph has the same.
         2. A matrix that is the transpose of another goes if all its readers can read the other: Gemm turns transA
-           or transB; MatMul becomes Gemm where its other factor has two axes, and FusedMatMul of com.microsoft where
-           it has more; a Transpose of it goes. No Transpose is written: ORT would compute it at load, and hold both.
+           or transB, a Transpose of it goes, and MatMul reads a Transpose of the other, which ORT computes at load:
+           it then holds what it held before, and every other pass sees a MatMul with a stored weight. (FusedMatMul
+           would need no Transpose, but neither quantize nor prune can do anything with it, or with the table.)
         3. Left alone: outputs of a graph, initializers that a caller may override, and what local functions store.
 
     Tensors are compared byte by byte, a piece at a time, and only those with the same type and shape.
@@ -79,22 +79,19 @@ def _tie_turned(model: ir.Model) -> tuple[list[dict[str, Any]], list[dict[str, s
     pairs = contents.turned([_tensor(value) for value in found])
     if not pairs:
         return [], []
-    ranks = _ranks(model)
     made, refused = [], []
     for first, second in pairs:
-        one, other = found[first], found[second]
-        why = _unable(model, other, ranks)
-        if why:
-            one, other = other, one
-            why = _unable(model, other, ranks) and why
-        if why:
-            refused.append(why)
+        ways = {(first, second): _unable(found[second]), (second, first): _unable(found[first])}
+        able = [way for way, why in ways.items() if why is None]
+        if not able:
+            refused += [why for why in ways.values() if why][:1]
             continue
-        home = _at_home(model, one)
-        name = other.name or ""
-        for node, index in list(other.uses()):
-            turn.read_turned(model, node, index, home, _other_rank(node, index, ranks))
-        values.remove(other)
+        # the one that goes without a Transpose in its place, if there is one
+        kept, goes = next((pair for pair in able if _freely(found[pair[1]])), able[0])
+        home, stored = _at_home(model, found[kept]), found[goes]
+        name = stored.name or ""
+        turn.read_turned(model, stored, home)
+        values.remove(stored)
         made.append({"kept": home.name, "removed": [name], "bytes": _tensor(home).nbytes})
     return made, refused
 
@@ -150,29 +147,14 @@ def _at_home(model: ir.Model, value: ir.Value) -> ir.Value:
     return home
 
 
-def _unable(model: ir.Model, stored: ir.Value, ranks: dict[ir.Value, int]) -> dict[str, str] | None:
+def _unable(stored: ir.Value) -> dict[str, str] | None:
     """`{node, reason}` of a reader that cannot read the transpose instead; None where all can."""
     for node, index in stored.uses():
-        rank = _other_rank(node, index, ranks)
-        why = turn.why_not(node, index, stored, rank, model.opset_imports.get("", 0))
+        why = turn.why_not(node, index, stored)
         if why:
             return {"node": node.name or node.op_type, "reason": f"'{stored.name}' is a transpose of another: {why}"}
     return None
 
 
-def _ranks(model: ir.Model) -> dict[ir.Value, int]:
-    """How many axes a value has, as far as that can be inferred."""
-    typed = infer_shapes(model.clone())
-    pairs = zip(model.graph.all_nodes(), typed.graph.all_nodes(), strict=True)
-    values = [pair for node, twin in pairs for pair in zip(node.inputs, twin.inputs, strict=True)]
-    return {
-        value: len(twin.shape)
-        for value, twin in values
-        if value is not None and twin is not None and twin.shape is not None
-    }
-
-
-def _other_rank(node: ir.Node, index: int, ranks: dict[ir.Value, int]) -> int | None:
-    """Axes of the other factor of a product; None where unknown, and for other nodes."""
-    other = node.inputs[1 - index] if index < 2 <= len(node.inputs) else None
-    return None if other is None else ranks.get(other)
+def _freely(stored: ir.Value) -> bool:
+    return all(turn.turns_freely(node, index) for node, index in stored.uses())
