@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builders
+import hypothesis
 import numpy as np
 import prune_graphs
 import pytest
+from hypothesis import strategies as st
 from onnx import numpy_helper
 from test_prune_units import analysed
 
@@ -137,9 +139,12 @@ def test_weights_rank_by_norm_and_activations_by_what_they_add(tmp_path):
     for measure_, expected in (("l2", [3, 7]), ("l1", [3, 7]), ("auto", [3, 7])):
         done = optimize(model, [PruneStructured(sparsity=2 / 12, importance=measure_)])
         assert removed(done) == expected
-    ranked = optimize(model, [PruneStructured(sparsity=2 / 12)], data=data)
+    ranked = optimize(model, [PruneStructured(sparsity=2 / 12, importance="activation")], data=data)
     assert removed(ranked) == [2, 9]
     assert ranked.passes[0].effect["importance"] == "activation"
+    for repair, expected in (("lstsq", "elimination"), ("bias", "activation"), ("none", "activation")):
+        done = optimize(model, [PruneStructured(sparsity=2 / 12, repair=repair)], data=data)
+        assert done.passes[0].effect["importance"] == expected
     assert removed(optimize(model, [PruneStructured(sparsity=2 / 12, importance="l2")], data=data)) == [3, 7]
 
 
@@ -171,3 +176,40 @@ def test_squares_go_on_where_they_stopped():
     assert again.mean == pytest.approx(np.square(array).mean((0, 2)), rel=1e-6)
     assert again.mean == pytest.approx(whole.mean)
     assert again.count == whole.count
+
+
+def test_narrow_groups_stay_whole_where_wide_ones_give_less():
+    narrow, wide = np.ones(32), np.concatenate([np.full(64, 0.01), np.ones(64)])
+    scores = [narrow, narrow, wide, wide]
+    assert selection.uniform([32, 32, 128, 128], [16] * 4, 0.9, 0.3) == [16, 16, 96, 96]
+    assert selection.balanced(scores, [16] * 4, 0.9, 0.3) == [32, 32, 80, 80]
+
+
+def test_what_gives_nothing_goes_first():
+    scores = [np.full(32, 1e-3), np.r_[np.zeros(16), np.ones(16)], np.ones(128)]
+    assert selection.balanced(scores, [16] * 3, 0.9, 0.3) == [32, 16, 80]
+
+
+def test_without_blocks_each_group_loses_the_share():
+    scores = [np.arange(10.0), np.arange(100.0)]
+    assert selection.balanced(scores, [1, 1], 0.9, 0.3) == [7, 70]
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 16)), min_size=1, max_size=8),
+    st.floats(0.01, 0.99),
+    st.floats(0.05, 0.95),
+)
+def test_balanced_keeps_to_blocks_limits_and_the_share(groups, sparsity, limit):
+    units = [n for n, _ in groups]
+    steps = [b for _, b in groups]
+    scores = [np.random.default_rng(n).random(n) for n in units]
+    stay = selection.balanced(scores, steps, limit, sparsity)
+    fewest = selection.uniform(units, steps, limit, 1.0)
+    for left, n, block, least in zip(stay, units, steps, fewest, strict=True):
+        assert left == n or left % block == 0
+        assert least <= left <= n
+    gone, wanted = sum(units) - sum(stay), min(sparsity, limit) * sum(units)
+    most = sum(min(s, n) for s, n in zip(steps, units, strict=True))
+    assert gone <= wanted + max(steps) / 2 + 1e-6
+    assert gone >= wanted - most - 1e-6

@@ -41,6 +41,7 @@ class Choice:
         limit: largest share of a group that may go.
         kind: how groups share what is to go.
         curves: what each group's cut does to the outputs, for 'sensitivity'.
+        losses: whether the scores are measured losses, which add up, and not norms of weights.
     """
 
     analysis: Analysis
@@ -49,6 +50,7 @@ class Choice:
     limit: float
     kind: Kind
     curves: Sequence[damage.Curve] = ()
+    losses: bool = False
 
     @property
     def units(self) -> list[int]:
@@ -68,6 +70,8 @@ class Choice:
         terms = selection.multiplications(self.analysis) if goal.size is None else selection.stored(self.analysis)
         if target is None:
             assert goal.sparsity is not None
+            if self.kind == "uniform" and self.losses:
+                return selection.balanced(self.scores, self.steps, self.limit, goal.sparsity)
             even = selection.uniform(units, self.steps, self.limit, goal.sparsity)
             if self.kind == "uniform":
                 return even
@@ -111,12 +115,13 @@ def choose(
     kind: Kind,
     align: int | None,
     limit: float,
+    losses: bool,
 ) -> Choice:
-    """Measure what the kind needs. Raises UsageError for 'sensitivity' without data."""
+    """Measure what the kind needs; `losses` as in `Choice`. Raises UsageError for 'sensitivity' without data."""
     data = context.data
     steps = [alignment.step(group, align) for group in analysis.groups]
     if kind != "sensitivity":
-        return Choice(analysis, scores, steps, limit, kind)
+        return Choice(analysis, scores, steps, limit, kind, losses=losses)
     if data is None:
         raise UsageError("allocation 'sensitivity' needs data", where="allocation", hint="give --data")
     data.require_real("pruning")

@@ -47,6 +47,32 @@ def uniform(units: Sequence[int], steps: Sequence[int], limit: float, sparsity: 
     return [_floored(n * (1 - share), n, block, limit) for n, block in zip(units, steps, strict=True)]
 
 
+def balanced(scores: Sequence[np.ndarray], steps: Sequence[int], limit: float, sparsity: float) -> list[int]:
+    """`uniform`, but rounded up here and down there: of all units together `sparsity` goes.
+
+    Those groups are rounded down whose next block gives least, for each unit, of what its group gives to
+    the sums that it leaves through: `scores` are losses that add up. Narrow groups of few blocks would
+    else all lose more than was asked for, or all of them less.
+    """
+    share = min(sparsity, limit)
+    stay, moves = [], []
+    for g, (score, block) in enumerate(zip(scores, steps, strict=True)):
+        n = len(score)
+        wanted = n * (1 - share)
+        more = min(math.ceil(wanted / block - 1e-9) * block, n)
+        less = _floored(max(math.floor(wanted / block + 1e-9), 1) * block, n, block, limit)
+        stay.append(more)
+        if less < more:
+            given = np.sort(score)[n - more : n - less].sum() / (score.sum() or 1.0)
+            moves.append((given / (more - less), g, less))
+    missing = share * sum(map(len, scores)) - sum(len(s) - left for s, left in zip(scores, stay, strict=True))
+    for _, g, less in sorted(moves):
+        step = stay[g] - less
+        if abs(missing - step) < abs(missing):
+            stay[g], missing = less, missing - step
+    return stay
+
+
 def ranked(
     scores: Sequence[np.ndarray],
     steps: Sequence[int],

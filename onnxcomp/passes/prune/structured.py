@@ -42,7 +42,8 @@ class PruneStructured(Pass):
 
     Rules:
         1. Counts of channels of a convolution that stay are multiples of what this host's kernels take at once
-           (16 with AVX-512): in between nothing gets faster, and a count like 127 is slower than 128.
+           (16 with AVX-512): in between nothing gets faster, and a count like 127 is slower than 128. On data, groups
+           are rounded up and down by what the next block gives, so that of all units together `sparsity` goes.
         2. Least important first: with data, by what the outputs of the layers behind lose even with weights
            fitted anew, else by the norm of its weights. At least one block of each group stays.
         3. Left whole, with the reason in `refused`: what reaches an input, an output, a normalization over it,
@@ -154,7 +155,8 @@ class PruneStructured(Pass):
         kind, align, limit = self.allocation, self.align, self.limit
         if kind == "auto":  # once weights are repaired, shares by damage gain nothing: measured on four models
             kind = "sensitivity" if context.data is not None and self.repair == "none" else "uniform"
-        return choose(analysis, scores, context, kind=kind, align=align, limit=limit), how
+        losses = how not in ("l1", "l2")
+        return choose(analysis, scores, context, kind=kind, align=align, limit=limit, losses=losses), how
 
     def _choose(self, analysis: Analysis, context: Context) -> tuple[Kept, dict[str, Any]]:
         """(what stays, what the record says of it)."""
