@@ -213,3 +213,10 @@ def test_balanced_keeps_to_blocks_limits_and_the_share(groups, sparsity, limit):
     most = sum(min(s, n) for s, n in zip(steps, units, strict=True))
     assert gone <= wanted + max(steps) / 2 + 1e-6
     assert gone >= wanted - most - 1e-6
+
+
+def test_what_rounding_took_too_much_of_comes_back_where_it_gives_most():
+    flat, steep = np.ones(32), np.r_[np.full(16, 9.0), np.full(16, 0.1)]
+    stay = selection.evenly([flat, steep], [16, 16], 0.9, lambda stay: sum(stay) <= 50)
+    assert stay == [32, 16]
+    assert selection.evenly([flat, steep], [16, 16], 0.9, lambda stay: sum(stay) <= 40) == [16, 16]

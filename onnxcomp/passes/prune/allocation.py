@@ -104,7 +104,7 @@ class Choice:
 
         if self.kind == "global":
             return selection.ranked(self.scores, self.steps, self.limit, low_enough)
-        return selection.evenly(units, self.steps, self.limit, low_enough)
+        return selection.evenly(self.scores, self.steps, self.limit, low_enough)
 
 
 def choose(

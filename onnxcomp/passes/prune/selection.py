@@ -102,11 +102,29 @@ def ranked(
     return stay(low)
 
 
-def evenly(units: Sequence[int], steps: Sequence[int], limit: float, reached: Callable[[list[int]], bool]) -> list[int]:
-    """`uniform` with the smallest share, in thousandths, for which `reached` is true; else with the limit."""
+def evenly(
+    scores: Sequence[np.ndarray], steps: Sequence[int], limit: float, reached: Callable[[list[int]], bool]
+) -> list[int]:
+    """`uniform` with the smallest share, in thousandths, for which `reached` is true; else with the limit.
+
+    What rounding took too much of comes back, a block at a time, first where it gives the largest share of
+    what its group gives.
+    """
+    units = [len(score) for score in scores]
     shares = [i / 1000 for i in range(1, 1000) if i / 1000 < limit] + [limit]
     first = bisect.bisect_left(shares, True, key=lambda share: reached(uniform(units, steps, limit, share)))
-    return uniform(units, steps, limit, shares[min(first, len(shares) - 1)])
+    stay = uniform(units, steps, limit, shares[min(first, len(shares) - 1)])
+    given = [np.sort(score)[::-1] / (score.sum() or 1.0) for score in scores]
+    moves = sorted(
+        (-float(given[g][stay[g] : more].sum()), g, more)
+        for g, block in enumerate(steps)
+        if (more := min(stay[g] + block, units[g])) > stay[g]
+    )
+    for _, g, more in moves:
+        trial = [*stay[:g], more, *stay[g + 1 :]]
+        if reached(trial):
+            stay = trial
+    return stay
 
 
 def cheapest(
