@@ -19,6 +19,9 @@ DEFAULT_SOURCE = "random:16"
 _MAX_FEEDS = 64
 _MAX_BYTES = 256 << 20
 
+#: bytes of all feeds of a worker, which show in its peak as the requests of a server would
+_FEW_BYTES = 8 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Feeds:
@@ -35,6 +38,11 @@ class Feeds:
     samples: int
     source: str
     random: bool
+
+    def few(self) -> Feeds:
+        """Those that are small together (8 MiB), and one in any case, for what feeds many processes."""
+        size = sum(array.nbytes for array in self.arrays[0].values())
+        return dataclasses.replace(self, arrays=self.arrays[: max(_FEW_BYTES // max(size, 1), 1)])
 
     def to_json(self) -> dict[str, Any]:
         """`{source, random, distinct, shapes}`; the shapes are those of the first run."""

@@ -57,8 +57,8 @@ def sojourns(arrivals: np.ndarray, services: np.ndarray, workers: int = 1) -> np
     arrivals, services = np.broadcast_arrays(np.asarray(arrivals, float), np.asarray(services, float))
     if workers == 1:
         done = np.cumsum(services, axis=-1)
-        taken: np.ndarray = done + np.maximum.accumulate(arrivals - (done - services), axis=-1) - arrivals
-        return taken
+        found: np.ndarray = done + np.maximum.accumulate(arrivals - (done - services), axis=-1) - arrivals
+        return found
     flat, work = arrivals.reshape(-1, arrivals.shape[-1]), services.reshape(-1, arrivals.shape[-1])
     lines = np.arange(len(flat))
     free = np.zeros((len(flat), workers))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from onnxcomp.bench.compare import Comparison
 from onnxcomp.bench.environment import Environment
 from onnxcomp.bench.feeds import Feeds
 from onnxcomp.bench.latency import Latency
 from onnxcomp.bench.placement import Placement
+from onnxcomp.bench.statistics import Decision
 from onnxcomp.bench.trust import Trust
 from onnxcomp.memory import Memory
 from onnxcomp.model import ModelFile
-
-if TYPE_CHECKING:
-    from onnxcomp.bench.contest import Contest
-    from onnxcomp.bench.workers_result import WorkersResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +36,38 @@ class Setting:
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
         return dataclasses.asdict(self)
+
+
+class Measured(Protocol):
+    """What every scenario says about one model under one setting."""
+
+    @property
+    def setting(self) -> Setting:
+        """What it ran under."""
+
+    @property
+    def contention(self) -> float | None:
+        """Wall by CPU time of what ran alone; None where that is not known."""
+
+    def to_json(self, *, samples: bool = True) -> dict[str, Any]:
+        """The object under `results`."""
+
+
+class Compared(Protocol):
+    """What every scenario says about the candidates against the reference."""
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """One per candidate."""
+
+    def contention(self) -> float | None:
+        """As that of `Measured`."""
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One object per candidate, under `comparison`."""
+
+    def samples_json(self) -> dict[str, Any]:
+        """What the rounds measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +129,8 @@ class Benchmark:
     environment: Environment
     trust: Trust
     models: tuple[ModelFile, ...]
-    results: tuple[Result | WorkersResult, ...]
-    comparisons: tuple[tuple[Setting, Comparison | Contest], ...]
+    results: tuple[Measured, ...]
+    comparisons: tuple[tuple[Setting, Compared], ...]
     seed: int
     seconds: float
     session: dict[str, Any]

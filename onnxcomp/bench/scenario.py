@@ -9,21 +9,19 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from onnxcomp.bench import latency, packs, single, statistics, trust
+from onnxcomp.bench import cold, latency, packs, server, single, statistics, throughput, trust
 from onnxcomp.bench import workers as workers_scenario
-from onnxcomp.bench.compare import Comparison
-from onnxcomp.bench.contest import Contest
 from onnxcomp.bench.environment import capture, usable_cores
 from onnxcomp.bench.job import Job
-from onnxcomp.bench.result import Benchmark, Result, Setting
-from onnxcomp.bench.workers_result import WorkersResult
+from onnxcomp.bench.result import Benchmark, Compared, Measured, Setting
+from onnxcomp.bench.server_result import Load
 from onnxcomp.errors import UsageError, nearest
 from onnxcomp.model import fingerprint
 from onnxcomp.runtime import SessionSettings
 
 ModelPath = str | os.PathLike[str]
 
-SCENARIOS: tuple[str, ...] = ("latency", "workers")
+SCENARIOS: tuple[str, ...] = ("latency", "cold", "throughput", "server", "workers")
 
 
 def bench(
@@ -43,27 +41,35 @@ def bench(
     bind: bool | None = None,
     workers: int | Sequence[int] | None = None,
     pack: bool = False,
+    rate: float | None = None,
+    slo_p99_ms: float | None = None,
+    processes: bool = False,
 ) -> Benchmark:
     """Measure one model, or compare several; the first is the reference.
 
     Args:
         models: paths of `.onnx` files with the same inputs; for 'workers' folders of packs, too.
         provider: short names of `onnxcomp.runtime.PROVIDERS`.
-        scenario: 'latency': one caller, one run after the other. 'workers': several callers at once, as
-            processes, as threads on one session, and on a pack.
+        scenario: 'latency': one caller, one run after the other. 'cold': from the start of a process to its
+            first output. 'throughput': most samples per second. 'server': requests that arrive at a rate,
+            whether or not a worker is free. 'workers': several callers at once, as processes, as threads on
+            one session, and on a pack.
         data: what `onnxcomp.data.open_source` takes; None: seeded noise.
         batch: samples per run.
         sizes: sizes of symbolic axes, for noise.
         threads: ORT's intra-op threads; 0 leaves it to ORT.
         seconds: time budget for each combination of provider, batch, threads and workers. A comparison
-            makes its first eight rounds in any case, 'workers' three.
+            makes its first eight rounds in any case, 'workers', 'cold' and 'throughput' three.
         seed: of all random orders; None draws one, which the result tells.
         settings: other session options; its `threads` is not used.
         delta: a smaller relative difference is none.
         max_runs: at most so many runs of a single model count ('latency').
         bind: use IO binding; None: on every provider but the CPU ('latency').
-        workers: how many ('workers'); None: one per core.
+        workers: how many ('workers', 'server'; None: one per core), or callers ('throughput'; None: one).
         pack: make a pack of each model for the occasion, and measure it, too ('workers').
+        rate: requests per second ('server'); None: the highest at which `slo_p99_ms` holds is sought.
+        slo_p99_ms: 99 of 100 requests are to be answered within so many ms ('server').
+        processes: workers and callers are processes, not threads on one session ('server', 'throughput').
 
     Raises UsageError, and what `open_session` and `Batches` raise.
     """
@@ -72,6 +78,7 @@ def bench(
     batches = [batch] if isinstance(batch, int) else list(batch)
     counts = [threads] if isinstance(threads, int) else list(threads)
     crowds = _crowds(workers, scenario, pack=pack)
+    load = _load(scenario, rate, slo_p99_ms, processes=processes)
     lists: dict[str, Sequence[object]] = {"provider": providers, "batch": batches, "threads": counts, "workers": crowds}
     _check(paths, scenario, seconds, delta, lists)
     given = packs.served(paths)
@@ -79,12 +86,12 @@ def bench(
     settings = settings or SessionSettings()
     seed = secrets.randbits(48) if seed is None else seed
     environment, before = capture(), trust.read_counters()
-    results: list[Result | WorkersResult] = []
-    comparisons: list[tuple[Setting, Comparison | Contest]] = []
+    results: list[Measured] = []
+    comparisons: list[tuple[Setting, Compared]] = []
     every = list(itertools.product(providers, batches, counts, crowds))
     with packs.made(given, workers=max(crowds), sizes=sizes) if pack else contextlib.nullcontext(given) as served:
-        for index, (name, size, count, crowd) in enumerate(every):
-            job = Job(
+        jobs = [
+            Job(
                 paths=tuple(one.path for one in served),
                 names=tuple(one.name for one in served),
                 provider=name,
@@ -101,9 +108,17 @@ def bench(
                 done=index / len(every),
                 share=1 / len(every),
             )
-            measured, compared = workers_scenario.measure(job, crowd, served) if crowd else single.measure(job)
-            results += measured
-            comparisons += [(measured[0].setting, one) for one in compared]
+            for index, (name, size, count, _) in enumerate(every)
+        ]
+        if scenario == "throughput":
+            most, matched = throughput.measure(jobs, [crowd for *_, crowd in every], processes=processes)
+            results += most
+            comparisons += matched
+        else:
+            for job, (*_, crowd) in zip(jobs, every, strict=True):
+                measured, compared = _measure(job, crowd, served, load)
+                results += measured
+                comparisons += [(measured[0].setting, one) for one in compared]
     return Benchmark(
         environment=environment,
         trust=trust.judge(before, trust.read_counters(), environment, _contention(results, comparisons)),
@@ -120,18 +135,46 @@ def bench(
     )
 
 
+def _measure(
+    job: Job, crowd: int, served: Sequence[packs.Served], load: Load | None
+) -> tuple[Sequence[Measured], Sequence[Compared]]:
+    """One setting of a scenario that takes its settings one after the other."""
+    if job.scenario == "cold":
+        return cold.measure(job)
+    if load is not None:
+        return server.measure(job, crowd, load), []
+    return workers_scenario.measure(job, crowd, served) if crowd else single.measure(job)
+
+
 def _crowds(workers: int | Sequence[int] | None, scenario: str, *, pack: bool) -> list[int]:
     """The worker counts; a zero for a scenario without workers."""
-    if scenario != "workers":
-        if workers is not None or pack:
-            raise UsageError("workers and packs are for the scenario 'workers'", where=f"scenario={scenario}")
+    if pack and scenario != "workers":
+        raise UsageError("packs are for the scenario 'workers'", where=f"scenario={scenario}")
+    if scenario not in ("workers", "server", "throughput"):
+        if workers is not None:
+            raise UsageError(
+                "workers are for the scenarios 'workers', 'server' and 'throughput'", where=f"scenario={scenario}"
+            )
         return [0]
     if workers is None:
-        return [usable_cores()]
+        return [1 if scenario == "throughput" else usable_cores()]
     crowds = [workers] if isinstance(workers, int) else list(workers)
     if any(crowd < 1 for crowd in crowds):
         raise UsageError("at least one worker is needed", where=f"workers={workers}")
     return crowds
+
+
+def _load(scenario: str, rate: float | None, slo_p99_ms: float | None, *, processes: bool) -> Load | None:
+    """What the server is asked for; None for the other scenarios."""
+    if scenario == "server":
+        return Load(rate=rate, slo_p99_ms=slo_p99_ms, processes=processes)
+    if rate is not None or slo_p99_ms is not None:
+        raise UsageError("a rate and an objective for p99 are for the scenario 'server'", where=f"scenario={scenario}")
+    if processes and scenario != "throughput":
+        raise UsageError(
+            "processes are a choice in the scenarios 'server' and 'throughput'", where=f"scenario={scenario}"
+        )
+    return None
 
 
 def _check(
@@ -157,9 +200,7 @@ def _check(
         raise UsageError("delta is a relative difference between 0 and 1", where=f"delta={delta}")
 
 
-def _contention(
-    results: Sequence[Result | WorkersResult], comparisons: Sequence[tuple[Setting, Comparison | Contest]]
-) -> float | None:
+def _contention(results: Sequence[Measured], comparisons: Sequence[tuple[Setting, Compared]]) -> float | None:
     """The worst wall / CPU time of what ran alone on one thread of the CPU; None where nothing did."""
     measured = [(r.setting, r.contention) for r in results] + [(s, c.contention()) for s, c in comparisons]
     return max((ratio for setting, ratio in measured if ratio is not None and _one_thread(setting)), default=None)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxcomp.bench import dependent, queueing
 from onnxcomp.bench.statistics import Percentile
-from onnxcomp.bench.traffic import Traffic
+from onnxcomp.bench.traffic import WARM_UP, Traffic, poisson
 
 VERDICTS = ("met", "missed", "undecided")
 
@@ -20,8 +21,11 @@ LATE = 0.1
 #: the search ends when the next rate that fails is no more than this above the last that holds
 TOLERANCE = 1.05
 
-#: the time is cut into so many runs; steps to the first bracket
-_RUNS, _UP, _DOWN = 6, 1.15, 1.25
+#: the time is cut into so many runs
+RUNS = 4
+
+#: how far below the rate that meets the objective the one is sought whose upper bound does
+_STEPS, _STEP, _FALLBACK = 40, 1.04, 1.2
 
 _SHORTEST = 0.5  # seconds
 
@@ -114,6 +118,28 @@ def _judge(traffic: Traffic, found: Percentile, slo_p99_ms: float) -> Judgement:
     return Judgement("undecided", f"p99 lies between {found.low:.3g} and {found.high:.3g} ms; measure longer")
 
 
+def first_rate(
+    services_ms: np.ndarray, slo_p99_ms: float, seconds: float, *, workers: int = 1, seed: int = 0
+) -> float | None:
+    """The rate at which a search should begin: whose upper bound of p99 meets the objective in the preview.
+
+    The preview runs on the very pattern of arrivals that the search will use, for as many seconds as
+    one of its runs takes. Where so short a run is not expected to tell p99 at all: somewhat below the
+    rate whose p99 itself meets it. None where the service alone misses the objective.
+    """
+    goal = queueing.highest_rate(services_ms, slo_p99_ms, workers=workers, seed=seed)
+    if goal is None:
+        return None
+    for step in range(_STEPS):
+        due = poisson(goal / _STEP**step, seconds, seed) / 1e6
+        work = np.random.default_rng(seed).choice(services_ms, len(due))
+        found = queueing.sojourns(due, work, workers)[int(WARM_UP * len(due)) :]
+        bound = dependent.percentile(found, 0.99).high if len(found) else None
+        if bound is not None and bound <= slo_p99_ms:
+            return goal / _STEP**step
+    return goal / _FALLBACK
+
+
 def search(
     trial: Trial, *, slo_p99_ms: float, guess: float, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> Search:
@@ -135,8 +161,8 @@ def search(
     high: float | None = None
     rate = guess
     while True:
-        length = max(seconds / _RUNS - extra, _SHORTEST)
-        if found and clock() - begun + length + extra > seconds * (1 + 1 / (2 * _RUNS)):
+        length = max(seconds / RUNS - extra, _SHORTEST)
+        if found and clock() - begun + length + extra > seconds * (1 + 1 / (2 * RUNS)):
             break
         start = clock()
         traffic = trial(rate, length)
@@ -148,15 +174,14 @@ def search(
         else:
             high = rate
         rate = _next(found[low][0].rate if low is not None else None, high, len(found))
-        if low is not None and high is not None and high / found[low][0].rate <= TOLERANCE:
+        if low is not None and high is not None and high / found[low][0].rate <= TOLERANCE * 1.001:
             break
     return Search(tuple(found), low, high)
 
 
 def _next(low: float | None, high: float | None, tried: int) -> float:
-    """Up or down in growing steps until there is a bracket, then its middle."""
+    """Up or down in steps that double, until there is a bracket; then its middle."""
     if low is not None and high is not None:
         return float(np.sqrt(low * high))
-    if low is not None:
-        return low * _UP ** max(tried, 1)
-    return (high or 1.0) / _DOWN ** max(tried, 1)
+    step = float(TOLERANCE ** (2 ** (tried - 1)))
+    return low * step if low is not None else (high or 1.0) / step

@@ -7,7 +7,6 @@ set of plain processes is the A/A control.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
@@ -32,9 +31,6 @@ _FEWEST, _USUAL, _MOST = 3, 8, 32
 #: seconds of a turn in which the workers run, and a guess of what starting them takes
 _SHORTEST, _LONGEST, _START = 0.5, 5.0, 1.0
 
-#: bytes of all feeds, which show in the peak of each worker as the requests of a server would
-_FED = 8 << 20
-
 _RUNS = 5  # of each worker in a turn, at least
 _PROBE = 0.2  # seconds
 
@@ -51,7 +47,7 @@ def measure(job: Job, workers: int, models: Sequence[Served]) -> tuple[list[Work
 
     Raises LimitError before more copies are made than fit into memory, and what `replicas.run` raises.
     """
-    feeds = _few(job.feeds())
+    feeds = job.feeds().few()
     plain = [one.plain for one in models]
     variants = variants_of(plain, workers)
     seconds = _probe(job, feeds, variants)
@@ -107,12 +103,6 @@ def _plain(variant: Variant, plain: Sequence[int | None], workers: int) -> dict[
     if model is None:
         return {}
     return {"one": Variant(model, "processes", 1), "processes": Variant(model, "processes", workers)}
-
-
-def _few(feeds: Feeds) -> Feeds:
-    """As many as are small together, and one in any case."""
-    size = sum(array.nbytes for array in feeds.arrays[0].values())
-    return dataclasses.replace(feeds, arrays=feeds.arrays[: max(_FED // max(size, 1), 1)])
 
 
 def _probe(job: Job, feeds: Feeds, variants: Sequence[Variant]) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from onnxcomp.cli import shell as shells
 from onnxcomp.cli import work
 from onnxcomp.cli.shell import Shell
+from onnxcomp.errors import GateError, UndecidedError
 
 
 @click.command("bench")
@@ -14,7 +17,8 @@ from onnxcomp.cli.shell import Shell
 @click.option("--provider", multiple=True, default=("cpu",), show_default=True, help="cpu or cuda; repeatable.")
 @click.option(
     "--scenario", default="latency", show_default=True,
-    help="latency: one caller, closed loop; workers: several at once, in other ways.",
+    help="latency: one caller, closed loop; cold: from process start to first output; throughput: most samples "
+    "per second; server: requests at a rate; workers: several at once, in other ways.",
 )  # fmt: skip
 @click.option("--data", metavar="D", help="What is fed; default: seeded noise, random:16.")
 @click.option("--batch", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
@@ -25,9 +29,15 @@ from onnxcomp.cli.shell import Shell
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(min=1), multiple=True,
-    help="How many, in the scenario 'workers'; default: one per core; repeatable.",
+    help="How many ('workers', 'server': one per core; 'throughput': 1 caller); repeatable.",
 )  # fmt: skip
 @click.option("--pack", is_flag=True, help="Make a pack of each model and measure it, too ('workers').")
+@click.option("--rate", type=float, metavar="Q", help="Requests per second ('server').")
+@click.option(
+    "--slo-p99", type=float, metavar="MS",
+    help="99 of 100 requests within so many ms ('server'); without --rate the highest rate is sought.",
+)  # fmt: skip
+@click.option("--processes", is_flag=True, help="Workers are processes, not threads ('server', 'throughput').")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Time budget per setting.")
 @click.option("--seed", type=int, help="Seed of all random orders; drawn and recorded otherwise.")
 @shells.common()
@@ -42,6 +52,9 @@ def command(
     threads: tuple[int, ...],
     workers: tuple[int, ...],
     pack: bool,
+    rate: float | None,
+    slo_p99: float | None,
+    processes: bool,
     seconds: float,
     seed: int | None,
 ) -> None:
@@ -53,6 +66,10 @@ def command(
     With --scenario workers, each model runs in N processes, in N threads on one session, and,
     where MODELS names the folder of a pack, in N processes on the pack: throughput, latency and
     memory (PSS, USS, peak) of all together, and their ratios to one plain process and to N.
+
+    With --scenario server, requests arrive at random (Poisson) at --rate, whether or not a worker
+    is free, and latency counts from when each was due. Exit code 5: --slo-p99 is missed; 9: the
+    run was too short, or the machine too busy, to tell. The result is printed in any case.
     """
     from onnxcomp.report import tables
 
@@ -67,7 +84,14 @@ def command(
         threads=threads,
         workers=workers or None,
         pack=pack,
+        rate=rate,
+        slo_p99_ms=slo_p99,
+        processes=processes,
         seconds=seconds,
         seed=seed,
     )
     shell.show(result, tables.benchmark)
+    verdicts = [row["slo"]["verdict"] for row in result["results"] if row.get("slo")]
+    for verdict, code in (("missed", GateError.code), ("undecided", UndecidedError.code)):
+        if verdict in verdicts:
+            sys.exit(code)

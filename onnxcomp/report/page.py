@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError, UnsupportedError
-from onnxcomp.report import effects, plots, text, workers
+from onnxcomp.report import effects, plots, scenarios, text, workers
 
 Json = Mapping[str, Any]
 
@@ -134,7 +134,7 @@ def _demo(document: Json) -> list[Section]:
 def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
     """pictured: the speedups stand in a picture already."""
     results, comparison, trust = document["results"], document["comparison"], document["trust"]
-    crowds = [r for r in results if workers.is_workers(r)]
+    crowds, grids = [r for r in results if workers.is_workers(r)], scenarios.grids(results)
     rows = [
         [
             _name(r["model"]), r["provider"], str(r["batch"]), str(r["threads"]),
@@ -142,6 +142,7 @@ def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
             text.number(r["throughput"]), text.size(r["memory"]["pss_bytes"]),
         ]
         for r in results
+        if not grids
     ]  # fmt: skip
     head = [
         "model",
@@ -158,10 +159,16 @@ def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
     found = [Table(head, rows)]
     if crowds:
         found = [Table(workers.HEAD, workers.rows(crowds)), Table(workers.AGAINST, workers.ratios(crowds))]
+    if grids:
+        found = [Table(grid.head, grid.rows) for grid in grids]
     figures = []
     samples = [(_name(r["model"]), r["samples"]["wall_ns"]) for r in results if "samples" in r]
     if samples:
-        figures.append(("Distribution of single runs, one caller", plots.distributions(samples)))
+        served = any(r.get("scenario") == "server" for r in results)
+        caption = (
+            "Time from when a request was due to its answer" if served else "Distribution of single runs, one caller"
+        )
+        figures.append((caption, plots.distributions(samples)))
     if comparison and not pictured:
         figures.append((
             "Speedup, 95 % intervals over rounds of fresh sessions",
@@ -182,12 +189,18 @@ def _bench(document: Json, *, pictured: bool = False) -> list[Section]:
             )
         )  # fmt: skip
     notes = [f"{_name(c['candidate'])}: {reason}" for c in comparison for reason in c["reasons"]]
-    notes += [*workers.notes(crowds), *(f"{r['text']}; {r['hint']}" for r in trust["reasons"])]
+    notes += [*workers.notes(crowds), *(note for grid in grids for note in grid.notes)]
+    notes += [f"{r['text']}; {r['hint']}" for r in trust["reasons"]]
     lead = f"Trust in these timings: {trust['grade']}."
     return [
-        Section("Workers" if crowds else "Latency", lead, figures, found, notes),
+        Section(_title(results), lead, figures, found, notes),
         _environment(document["environment"]),
     ]
+
+
+def _title(results: Sequence[Json]) -> str:
+    titles = {"workers": "Workers", "cold": "Cold start", "throughput": "Throughput", "server": "Server"}
+    return titles.get(results[0].get("scenario", ""), "Latency") if results else "Latency"
 
 
 def _environment(found: Json) -> Section:

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcomp.report import effects, text, workers
+from onnxcomp.report import effects, scenarios, text, workers
 
 Json = Mapping[str, Any]
 
 _COLOURS = {"faster": "green", "slower": "red", "equivalent": "cyan", "undecided": "yellow"}
+_WORDS = ("workers", "against", "model", "why")  # columns of words
 _MOST_OPS = 12
 _PIPE_WIDTH = 160  # a pipe has no width; do not cut numbers
 
@@ -141,6 +142,11 @@ def exported(result: Json) -> None:
 def benchmark(result: Json) -> None:
     """`onnxcomp bench`."""
     crowds = [row for row in result["results"] if workers.is_workers(row)]
+    grids = scenarios.grids(result["results"])
+    for grid in grids:
+        _grid(grid.title, grid.head, grid.rows)
+        for note in grid.notes:
+            _print(note)
     if crowds:
         _grid(
             "workers; memory of all together, latency in ms [95 % interval]",
@@ -150,7 +156,7 @@ def benchmark(result: Json) -> None:
         _grid("ratio to plain processes [95 % interval over rounds]", workers.AGAINST, workers.ratios(crowds))
         for note in workers.notes(crowds):
             _print(f"note: {note}")
-    else:
+    elif not grids:
         _latencies(result["results"])
     verdicts(result["comparison"])
     trust = result["trust"]
@@ -163,8 +169,8 @@ def _grid(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
     """A table whose cells are text already."""
     table = _table(title)
     for name in head:
-        justify: Literal["left", "right"] = "left" if name in ("workers", "against") else "right"
-        table.add_column(name, justify=justify, no_wrap=name != "workers")
+        justify: Literal["left", "right"] = "left" if name in _WORDS else "right"
+        table.add_column(name, justify=justify, no_wrap=name not in _WORDS)
     for row in rows:
         _add(table, *row)
     _print(table)

@@ -123,9 +123,9 @@ def test_what_takes_turns():
 
 def test_large_feeds_are_few():
     small, large = ({"x": np.zeros(n, np.uint8)} for n in (MIB, 20 * MIB))
-    assert len(workers._few(Feeds((small,) * 20, 1, "random", random=True)).arrays) == 8
-    assert len(workers._few(Feeds((large,) * 20, 1, "random", random=True)).arrays) == 1
-    assert len(workers._few(Feeds((small,) * 3, 1, "random", random=True)).arrays) == 3
+    assert len(Feeds((small,) * 20, 1, "random", random=True).few().arrays) == 8
+    assert len(Feeds((large,) * 20, 1, "random", random=True).few().arrays) == 1
+    assert len(Feeds((small,) * 3, 1, "random", random=True).few().arrays) == 3
 
 
 def test_labels():
@@ -217,7 +217,7 @@ def test_more_workers_than_cores_are_noted(found, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"scenario": "latency", "workers": 2}, "for the scenario 'workers'"),
+        ({"scenario": "latency", "workers": 2}, "for the scenarios 'workers'"),
         ({"scenario": "latency", "pack": True}, "for the scenario 'workers'"),
         ({"scenario": "workers", "workers": ()}, "no workers given"),
         ({"scenario": "workers", "workers": 0}, "at least one worker"),
