@@ -26,7 +26,7 @@ _PUBLIC: dict[str, str] = {
     "QuantizeDynamic": "onnxcomp.passes",
     "QuantizeStatic": "onnxcomp.passes",
     "Recipe": "onnxcomp.recipe",
-    "Record": "onnxcomp.pipeline",
+    "Record": "onnxcomp.record",
     "Score": "onnxcomp.evaluate",
     "SessionSettings": "onnxcomp.runtime",
     "Simplify": "onnxcomp.passes",
@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     from onnxcomp.model import load
     from onnxcomp.pack import pack
     from onnxcomp.passes import PruneMagnitude, QuantizeDynamic, QuantizeStatic, Simplify, UpgradeOpset
-    from onnxcomp.pipeline import Optimized, Record, optimize, optimize_file, save, verify
+    from onnxcomp.pipeline import Optimized, optimize, optimize_file, save, verify
     from onnxcomp.recipe import Recipe
+    from onnxcomp.record import Record
     from onnxcomp.runtime import SessionSettings
 
 

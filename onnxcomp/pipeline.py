@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxcomp import __version__, documents, runtime, worker
+from onnxcomp import documents, runtime, worker
 from onnxcomp import model as models
 from onnxcomp.check import Check, tolerance
 from onnxcomp.data import Batches
@@ -27,82 +25,14 @@ from onnxcomp.errors import (
     OnnxcompError,
     UsageError,
 )
-from onnxcomp.evaluate.fidelity import Fidelity
 from onnxcomp.model import ModelFile
-from onnxcomp.passes.base import Context, Note, Pass, drop_unused_initializers, temporary_context
-from onnxcomp.speed import Speed
+from onnxcomp.passes.base import Context, Pass, drop_unused_initializers, temporary_context
+from onnxcomp.record import PassRecord, Record
+from onnxcomp.stages import EvalData, Stages
 
 #: share of the samples that judges and does not calibrate
 _HELD_OUT = 0.2
 _FEWEST_TO_SPLIT = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class PassRecord:
-    """What one pass did.
-
-    Attributes:
-        peak_rss_bytes: the process's peak resident memory while the pass ran; None where unknown.
-    """
-
-    name: str
-    options: Mapping[str, Any]
-    seconds: float
-    peak_rss_bytes: int | None
-    effect: Mapping[str, Any]
-    notes: tuple[Note, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """One entry of `passes`."""
-        return {
-            "name": self.name,
-            "options": dict(self.options),
-            "seconds": round(self.seconds, 3),
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "effect": dict(self.effect),
-            "notes": [note.to_json() for note in self.notes],
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What happened between an input file and an output file.
-
-    Attributes:
-        fidelity: candidate against reference on samples that did not calibrate; None without data.
-        equivalence: for exact and near passes, largest relative difference of the outputs; None if not run.
-        speed: candidate against reference; None where it was not asked for.
-        data: where samples came from, and how many calibrated and judged.
-    """
-
-    input: ModelFile
-    output: ModelFile
-    passes: tuple[PassRecord, ...]
-    fidelity: Fidelity | None
-    equivalence: float | None
-    speed: Speed | None
-    data: Mapping[str, Any] | None
-    warnings: tuple[str, ...]
-
-    @property
-    def size_ratio(self) -> float:
-        """Candidate bytes / reference bytes."""
-        return self.output.bytes / self.input.bytes
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that every pass verb prints."""
-        return {
-            "input": self.input.to_json(),
-            "output": self.output.to_json(),
-            "size_ratio": self.size_ratio,
-            "passes": [p.to_json() for p in self.passes],
-            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
-            "equivalence": self.equivalence,
-            "speed": None if self.speed is None else self.speed.to_json(),
-            "data": None if self.data is None else dict(self.data),
-            "warnings": list(self.warnings),
-            "versions": versions(),
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +50,10 @@ def optimize(
     data: Batches | None = None,
     store: Path | None = None,
     allow_no_effect: bool | Collection[str] = False,
+    calibration: int | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    stages: Stages | None = None,
 ) -> Optimized:
     """Run passes on a copy of a model in memory; the input stays as it is.
 
@@ -130,6 +64,10 @@ def optimize(
         store: a folder that keeps statistics of activations: what was interrupted goes on, what is done is
             not repeated.
         allow_no_effect: keep going when a pass changes nothing; or the names of the passes that may.
+        calibration: samples of `data` that passes see which do not train, spread over all; None: all.
+        checkpoint: a folder that keeps an unfinished training, one folder in it for each pass that trains.
+        resume: go on from what `checkpoint` holds; the passes before run again.
+        stages: judges the model after every pass.
 
     Raises NoEffectError when a pass changed nothing, GateError when the inputs or outputs changed.
     """
@@ -137,13 +75,22 @@ def optimize(
     result = source.clone()
     before = models.signature(source)
     records = []
-    with temporary_context(data, store) as context:
+    with temporary_context(_part(data, calibration), store) as context:
         for i, step in enumerate(passes):
             worker.report(f"pass {step.name}", i / len(passes))
             may_idle = allow_no_effect if isinstance(allow_no_effect, bool) else step.name in allow_no_effect
-            records.append(_run(step, result, context, allow_no_effect=may_idle))
-    common.RemoveUnusedNodesPass()(result)
-    drop_unused_initializers(result)
+            if step.trains:
+                kept = None if checkpoint is None else checkpoint / f"{i + 1}-{step.name}"
+                own = dataclasses.replace(
+                    context, data=data, reference=_file_of(model, context), checkpoint=kept, resume=resume
+                )
+            else:
+                own = context
+            done = _run(step, result, own, allow_no_effect=may_idle)
+            if stages is not None:
+                done = dataclasses.replace(done, stage=stages.judge(_cleaned(result.clone()), context.workdir))
+            records.append(done)
+    _cleaned(result)
     _same_signature(before, models.signature(result))
     return Optimized(result, tuple(records))
 
@@ -159,6 +106,11 @@ def optimize_file(
     allow_no_effect: bool | Collection[str] = False,
     allow_larger: bool = False,
     measure: bool = False,
+    eval: EvalData | None = None,  # noqa: A002 - the option's name
+    metric: str = "accuracy",
+    calibration: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     store: str | os.PathLike[str] | None = None,
     schema: str = "onnxcomp/run/1",
 ) -> Record:
@@ -167,7 +119,9 @@ def optimize_file(
     With `data`, four fifths calibrate and one fifth judges the fidelity; passes that need no data
     leave all of it to the judge. Exact passes are proven: both models run on the data, or on
     seeded noise, and must agree. For near ones the difference is only reported. `measure` compares the speed
-    of both files on one sample, and warns when the result is slower. `store`: see `optimize`.
+    of both files on one sample, and warns when the result is slower. With `eval`, samples with labels that no
+    pass sees, the record holds the input's `metric`, and for each pass what the model was worth then: `score`,
+    `bytes`, `speed`. `calibration`, `checkpoint`, `resume` and `store`: see `optimize`.
 
     Raises what the passes raise; NoEffectError for a larger file; AccuracyGateError for outputs
     that are not finite or, after exact passes, not equal; OutputError. The input is never written.
@@ -175,14 +129,26 @@ def optimize_file(
     source, output = Path(source), Path(output)
     if not passes:
         raise UsageError("no pass to run")
+    if resume and checkpoint is None:
+        raise UsageError("--resume needs --checkpoint", hint="name the folder of the interrupted run")
     models.refuse_target(output, force=force, inputs=(source,))
     reference = models.load(source)
     before = models.fingerprint(source)
     # what ORT cannot load can never be verified: better to know before hours of work
     runtime.check_loads(source)
-    calibration, judging, about = _divide(data, reference, passes, batch_size)
-    kept = None if store is None else Path(store)
-    done = optimize(reference, passes, data=calibration, store=kept, allow_no_effect=allow_no_effect)
+    training, judging, about = _divide(data, reference, passes, batch_size)
+    stages = None if eval is None else Stages(source, eval, metric=metric, batch_size=batch_size)
+    done = optimize(
+        reference,
+        passes,
+        data=training,
+        store=None if store is None else Path(store),
+        allow_no_effect=allow_no_effect,
+        calibration=calibration,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        resume=resume,
+        stages=stages,
+    )
     check = Check(
         source,
         before,
@@ -199,8 +165,9 @@ def optimize_file(
         warnings = (*check.warnings, *about.get("warnings", ()))
         facts = {k: v for k, v in about.items() if k != "warnings"} or None
         record["it"] = Record(
-            before, made, done.passes, check.fidelity, check.equivalence, check.speed, facts, tuple(warnings)
-        )
+            before, made, done.passes, check.fidelity, check.equivalence, check.speed, facts, tuple(warnings),
+            None if stages is None else stages.score,
+        )  # fmt: skip
         return documents.to_text({"schema": schema, **record["it"].to_json()}).encode()
 
     models.publish(done.model, output, verify=check, force=force, inputs=(source,), record=describe)
@@ -261,18 +228,6 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     return Verification(made, note, ("sha256", "external data", "loads", "runs"))
 
 
-def versions() -> dict[str, str]:
-    """Versions of what shaped a result: onnxcomp, its libraries, Python, and the CPU's int8 features."""
-    names = ("numpy", "onnx", "onnx-ir", "onnxscript")
-    found = {name: metadata.version(name) for name in names}
-    for distribution in runtime.ort_distributions():
-        name, version = distribution.split(" ")
-        found[name] = version
-    found["python"] = platform.python_version()
-    found["cpu"] = " ".join(sorted(runtime.cpu_features()))
-    return {"onnxcomp": __version__, **found}
-
-
 def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool) -> PassRecord:
     if step.needs_data and context.data is None:
         raise DataError(f"{step.name} needs data", where="data", hint="give --data with real samples")
@@ -284,8 +239,9 @@ def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool
         where = step.name if error.where is None else f"{step.name}: {error.where}"
         raise type(error)(error.message, where=where, hint=error.hint) from error
     if not effect.changed and not allow_no_effect:
+        why = "".join(f": {note.reason}" for note in context.notes[noted:] if not note.node)
         raise NoEffectError(
-            "the pass changed nothing",
+            f"the pass changed nothing{why}",
             where=step.name,
             hint="leave it out, or allow it with --allow-no-effect",
         )
@@ -297,6 +253,28 @@ def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool
         effect.details,
         tuple(context.notes[noted:]),
     )
+
+
+def _cleaned(model: ir.Model) -> ir.Model:
+    """The model without what nothing uses."""
+    common.RemoveUnusedNodesPass()(model)
+    drop_unused_initializers(model)
+    return model
+
+
+def _part(data: Batches | None, count: int | None) -> Batches | None:
+    """So many samples, spread over all."""
+    if data is None or count is None or count >= data.samples:
+        return data
+    return data.split(count / data.samples)[0]
+
+
+def _file_of(model: ir.Model | str | os.PathLike[str], context: Context) -> Path:
+    """The model as it came, as a file."""
+    if not isinstance(model, ir.Model):
+        return Path(model)
+    path = context.workdir / "reference.onnx"
+    return path if path.exists() else models.write_to(model, context.workdir, path.stem)
 
 
 def _same_signature(before: models.Signature, after: models.Signature) -> None:

@@ -21,10 +21,10 @@ from typing import Any
 
 import pydantic
 
-from onnxcomp.errors import RecipeError, from_os_error, nearest
+from onnxcomp.errors import RecipeError, UsageError, from_os_error, nearest
 from onnxcomp.passes import CATALOGUE, Pass
 
-_TOP = {"pass", "allow_no_effect"}
+_TOP = {"pass", "allow_no_effect", "calibration"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,12 @@ class Recipe:
     Attributes:
         passes: configured passes.
         allow_no_effect: a pass that changes nothing is passed over instead of failing the recipe.
+        calibration: samples that passes see which do not train, spread over all; None: all.
     """
 
     passes: tuple[Pass, ...]
     allow_no_effect: bool = False
+    calibration: int | None = None
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Recipe:
@@ -67,11 +69,16 @@ class Recipe:
         allow = tree.get("allow_no_effect", False)
         if not isinstance(allow, bool):
             raise RecipeError("must be true or false", where=f"{where}: allow_no_effect")
-        return Recipe(tuple(_step(s, f"{where}: pass[{i}]") for i, s in enumerate(steps)), allow)
+        count = tree.get("calibration")
+        if count is not None and (type(count) is not int or count < 1):
+            raise RecipeError(f"must be a number of samples, 1 or more, not {count!r}", where=f"{where}: calibration")
+        return Recipe(tuple(_step(s, f"{where}: pass[{i}]") for i, s in enumerate(steps)), allow, count)
 
     def to_toml(self) -> str:
         """The recipe as TOML, without options that stand at their defaults."""
-        lines = ["allow_no_effect = true", ""] if self.allow_no_effect else []
+        lines = ["allow_no_effect = true"] if self.allow_no_effect else []
+        lines += [] if self.calibration is None else [f"calibration = {self.calibration}"]
+        lines += [""] if lines else []
         for step in self.passes:
             lines += ["[[pass]]", f"name = {json.dumps(step.name)}"]
             lines += [f"{key} = {json.dumps(value)}" for key, value in _changed(step).items()]
@@ -95,6 +102,11 @@ def json_schema() -> dict[str, Any]:
         "required": ["pass"],
         "properties": {
             "allow_no_effect": {"type": "boolean", "default": False},
+            "calibration": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "samples that passes see which do not train; unset: all",
+            },
             "pass": {"type": "array", "minItems": 1, "items": {"oneOf": variants}},
         },
     }
@@ -119,7 +131,10 @@ def make_pass(name: str, options: Mapping[str, Any], *, where: str = "options") 
         first = error.errors()[0]
         path = ".".join([where, *(str(part) for part in first["loc"])])
         raise RecipeError(f"{first['msg']}, not {first['input']!r}", where=path) from error
-    return cls(**{key: getattr(checked, key) for key in values})
+    try:
+        return cls(**{key: getattr(checked, key) for key in values})
+    except UsageError as error:
+        raise RecipeError(error.message, where=f"{where}.{error.where}", hint=error.hint) from error
 
 
 def _step(table: Any, where: str) -> Pass:

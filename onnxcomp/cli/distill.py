@@ -10,7 +10,7 @@ from onnxcomp.cli import shell as shells
 from onnxcomp.cli import work
 from onnxcomp.cli.fields import given, pass_options
 from onnxcomp.cli.shell import Shell
-from onnxcomp.pytorch.distillation.settings import Settings
+from onnxcomp.passes.distill import Settings
 
 _HELP = """Train a small model, the student, to answer as a large one does, the teacher.
 

@@ -26,8 +26,15 @@ def _print_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Print the JSON schema of recipes, for editors, and leave.",
 )  # fmt: skip
 @click.argument("recipe")
+@click.option(
+    "--eval", metavar="E", help="Samples with labels: after every pass the model is scored, weighed and timed."
+)
+@click.option("--metric", default="accuracy", show_default=True, help="What --eval measures, as in evaluate.")
+@click.option("--checkpoint", metavar="DIR", help="Keep trainings there, every minute and epoch.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one; other passes run again.")
 @verbs.pass_verb
 def command(shell: Shell, recipe: str, model: str, **values: Any) -> None:
     """Run the passes of RECIPE (TOML) on MODEL."""
-    options = verbs.pipeline_options(shell, values)
+    names = ("eval", "metric", "checkpoint", "resume")
+    options = {name: values[name] for name in names} | verbs.pipeline_options(shell, values)
     verbs.finish(shell, shell.work(work.recipe, recipe, model, values["output"], **options))

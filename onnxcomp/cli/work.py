@@ -61,12 +61,13 @@ def explain(model: str) -> Json:
 def recipe(path: str, model: str, output: str, **options: Any) -> Json:
     """`onnxcomp.pipeline.optimize_file` with the passes of a recipe."""
     from onnxcomp.pipeline import optimize_file
-    from onnxcomp.pytorch.importance import with_gradients
+    from onnxcomp.pytorch.recipe import with_torch
     from onnxcomp.recipe import Recipe
 
     loaded = Recipe.load(path)
     options["allow_no_effect"] = options.get("allow_no_effect") or loaded.allow_no_effect
-    return optimize_file(model, output, with_gradients(loaded.passes), **options).to_json()
+    options["calibration"] = loaded.calibration
+    return optimize_file(model, output, with_torch(loaded.passes), **options).to_json()
 
 
 def distill(teacher: str, student: str, data: str, output: str, **options: Any) -> Json:

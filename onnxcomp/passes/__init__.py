@@ -3,6 +3,7 @@
 from onnxcomp.passes.base import Context, Effect, Note, Pass
 from onnxcomp.passes.batchnorm import FoldBatchNorm
 from onnxcomp.passes.cast import CastFloat
+from onnxcomp.passes.distill import Distill
 from onnxcomp.passes.fuse import Fuse
 from onnxcomp.passes.opset import UpgradeOpset
 from onnxcomp.passes.prune import PruneBlocks, PruneMagnitude, PruneStructured
@@ -24,6 +25,7 @@ CATALOGUE: tuple[type[Pass], ...] = (
     PruneStructured,
     FoldBatchNorm,
     LowRank,
+    Distill,
     Fuse,
     PruneMagnitude,
     Equalize,
@@ -43,6 +45,7 @@ __all__ = [
     "ClusterWeights",
     "Context",
     "CorrectBias",
+    "Distill",
     "Effect",
     "Equalize",
     "FoldBatchNorm",

@@ -55,12 +55,18 @@ class Context:
         workdir: a private folder, gone after the pipeline.
         data: samples for passes that calibrate; never those that judge the result.
         store: a folder that keeps statistics of activations between runs; None keeps none.
+        reference: the file of the model as it was before the first pass; None where no pass trains.
+        checkpoint: a folder of this pass's own that keeps an unfinished training; None keeps none.
+        resume: whether to go on from what `checkpoint` holds.
         notes: the pass appends to it.
     """
 
     workdir: Path
     data: Batches | None = None
     store: Path | None = None
+    reference: Path | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
     notes: list[Note] = dataclasses.field(default_factory=list)
 
     def note(self, reason: str, node: str = "") -> None:
@@ -84,6 +90,7 @@ class Pass(ir.passes.InPlacePass):
         near: whether outputs stay near enough that the pipeline reports how near, on noise if need be.
         needs_data: whether `Context.data` must be there.
         wants_data: whether it uses `Context.data` where there is some.
+        trains: whether it learns from the reference on many samples, and may go on where it was interrupted.
     """
 
     name: ClassVar[str]
@@ -91,6 +98,7 @@ class Pass(ir.passes.InPlacePass):
     near: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
     wants_data: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     @abc.abstractmethod
     def apply(self, model: ir.Model, context: Context) -> Effect:

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from onnxcomp.pytorch.distillation.distill import distill
     from onnxcomp.pytorch.distillation.result import Distilled
     from onnxcomp.pytorch.graph_module import GraphModule
+    from onnxcomp.pytorch.recipe import with_torch
 
-__all__ = ["Distilled", "Exported", "GraphModule", "distill", "export"]
+__all__ = ["Distilled", "Exported", "GraphModule", "distill", "export", "with_torch"]
 
 #: name -> module that defines it; imported on first use: an export needs none of it
 _LAZY = {
     "Distilled": "onnxcomp.pytorch.distillation.result",
     "GraphModule": "onnxcomp.pytorch.graph_module",
     "distill": "onnxcomp.pytorch.distillation.distill",
+    "with_torch": "onnxcomp.pytorch.recipe",
 }
 
 

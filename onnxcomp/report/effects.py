@@ -122,6 +122,23 @@ def _smoothed(found: Json) -> str:
     return f"{found['smoothed']} of {found['of']} activations; {own} of them by a multiplication of their own"
 
 
+def _distilled(found: Json) -> str:
+    best, judged = found["best_epoch"], text.number(found["samples"]["judged"])
+    figures = ", ".join(
+        f"{name} {_measured(name, value)} -> {_measured(name, found['after'][name])}"
+        for name, value in found["before"].items()
+    )
+    return (
+        f"{text.number(found['trained_parameters'])} parameters trained{' in int8' if found['in_int8'] else ''}, "
+        f"{text.number(found['steps'])} steps, {f'epoch {best} kept' if best else 'no epoch was better'}; "
+        f"on {judged} other samples: {figures}"
+    )
+
+
+def _measured(name: str, value: float) -> str:
+    return text.score(value, "" if name == "loss" else "accuracy")
+
+
 def _tied(found: Json) -> str:
     turned = f", {len(found['transposed'])} of them as transposes" if found["transposed"] else ""
     return f"{text.number(found['tied'])} stored tensors went{turned}: {text.size(found['bytes_saved'])} saved"
@@ -165,6 +182,7 @@ def _simplified(found: Json) -> str:
 
 #: key that an effect has -> what says it; the first one counts
 _BY_KEY: Mapping[str, Callable[[Json], str]] = {
+    "best_epoch": _distilled,
     "quantized_weights": _quantized,
     "equivalence_error": _cut,
     "blocks": _shortened,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError, UnsupportedError
-from onnxcomp.report import effects, plots, scenarios, text, workers
+from onnxcomp.report import effects, plots, scenarios, stages, text, workers
 
 Json = Mapping[str, Any]
 
@@ -229,6 +229,8 @@ def _record(document: Json) -> list[Section]:
     steps = [[s["name"], effects.effect(s["effect"]), f"{s['seconds']:.1f} s"] for s in document["passes"]]
     left = [list(entry) for step in document["passes"] for entry in effects.skipped(step["effect"])]
     found = [Table(["", "file", "size", "sha256"], rows), Table(["pass", "effect", "time"], steps)]
+    if judged := stages.rows(document):
+        found.append(Table(stages.head(document), judged))
     if left:
         found.append(Table(["nodes left as they were", "reason"], left))
     notes = [f"{s['name']}: {n['reason']}" for s in document["passes"] for n in s["notes"]]

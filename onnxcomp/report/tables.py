@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcomp.report import effects, scenarios, text, workers
+from onnxcomp.report import effects, scenarios, stages, text, workers
 
 Json = Mapping[str, Any]
 
@@ -71,6 +71,8 @@ def record(result: Json) -> None:
     if result.get("speed") is not None:
         rows.append(("speed", speed(result["speed"])))
     _facts(rows)
+    if judged := stages.rows(result):
+        _grid(stages.title(result), stages.head(result), judged)
     if result["fidelity"] is not None:
         fidelity(result["fidelity"])
     if "explanation" in result:

@@ -21,7 +21,8 @@ from onnxcomp.passes import Context, Effect, Pass, PruneStructured
 from onnxcomp.passes.base import option
 from onnxcomp.passes.prune import plan
 from onnxcomp.passes.prune.allocation import Goal
-from onnxcomp.pipeline import Record, optimize_file
+from onnxcomp.pipeline import optimize_file
+from onnxcomp.record import Record
 
 #: candidates that are cut and timed at most
 TRIES = 12

@@ -20,7 +20,8 @@ from onnxcomp.errors import AccuracyGateError, GateError, InvalidModelError, Uns
 from onnxcomp.passes.base import Context, Effect, Pass, drop_unused_initializers, option, transplant
 from onnxcomp.passes.quantize import CorrectBias, QuantizeDynamic, QuantizeStatic, common
 from onnxcomp.passes.quantize.correct_bias import correct
-from onnxcomp.pipeline import Record, optimize_file
+from onnxcomp.pipeline import optimize_file
+from onnxcomp.record import Record
 from onnxcomp.sensitivity.judge import EvalData, Judge, Verdict, make_judge, to_json
 from onnxcomp.sensitivity.rank import SAMPLES, Ranking, Step, rank_prepared
 from onnxcomp.sensitivity.search import Excluded, Found, Tried, drops_when_put_back, search

@@ -15,10 +15,10 @@ import torch
 from onnxcomp import runtime
 from onnxcomp.errors import DataError, GateError, NoEffectError, OutputError, UnsupportedError, UsageError
 from onnxcomp.evaluate import evaluate
+from onnxcomp.passes.distill import Settings
 from onnxcomp.pipeline import verify
 from onnxcomp.pytorch import distill
 from onnxcomp.pytorch.distillation import state as states
-from onnxcomp.pytorch.distillation.settings import Settings
 
 
 @pytest.fixture(autouse=True)

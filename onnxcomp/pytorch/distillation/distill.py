@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,15 @@ import numpy as np
 
 from onnxcomp import documents, runtime
 from onnxcomp import model as models
-from onnxcomp.data.sources import load_attribute
 from onnxcomp.errors import DataError, GateError, NoEffectError, UsageError
 from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
 from onnxcomp.model import ModelFile
 from onnxcomp.pytorch.distillation import setup
-from onnxcomp.pytorch.distillation.cache import Cached
-from onnxcomp.pytorch.distillation.checkpoint import Checkpoints
-from onnxcomp.pytorch.distillation.goal import parse_hints
-from onnxcomp.pytorch.distillation.lesson import Augment, Lesson
-from onnxcomp.pytorch.distillation.loop import CHECKPOINT_SECONDS, Trained, Training
+from onnxcomp.pytorch.distillation.lesson import Augment
+from onnxcomp.pytorch.distillation.loop import CHECKPOINT_SECONDS
 from onnxcomp.pytorch.distillation.result import Distilled
-from onnxcomp.pytorch.distillation.samples import order, read
-from onnxcomp.pytorch.distillation.settings import Settings
 from onnxcomp.pytorch.distillation.students import trained_elements
-from onnxcomp.pytorch.distillation.teacher import OrtTeacher, Teacher
-from onnxcomp.pytorch.distillation.tensorboard import TensorBoard
+from onnxcomp.pytorch.distillation.teach import Taught, teach
 
 
 def distill(
@@ -78,65 +69,27 @@ def distill(
     settings = setup.make_settings(options)
     if resume and checkpoint is None:
         raise UsageError("--resume needs --checkpoint", hint="name the folder of the interrupted run")
-    if cache is not None and augment is not None:
-        raise UsageError("augmented samples never come again, a cache has no use for them", where="--cache")
     files = tuple(file for file in (Path(teacher), setup.onnx_file(student)) if file is not None)
     models.refuse_target(Path(output), force=force, inputs=files)
     before = models.fingerprint(teacher)
-    with contextlib.ExitStack() as open_files:
-        live: Teacher = OrtTeacher(teacher, [theirs for theirs, _ in parse_hints(settings.hint)])
-        guide = live if cache is None else open_files.enter_context(Cached(live, Path(cache)))
-        place = _class(guide, models.signature(models.load(teacher)), data, settings)
-        learner = setup.make_student(student, place, quantization_aware=quantization_aware)
-        change = load_attribute(augment) if isinstance(augment, str) else augment
-        lesson = setup.make_lesson(learner, place, change)
-        run = {
-            "settings": settings.to_json(),
-            "data": place.samples.source["sha256"],
-            "teacher": guide.sha256,
-            "student": learner.to_json()["sha256"],
-            "augment": augment if isinstance(augment, str | None) else getattr(augment, "__qualname__", "a function"),
-            "quantization_aware": quantization_aware,
-        }
-        kept = None if checkpoint is None else Checkpoints(Path(checkpoint), run, resume=resume)
-        watch = None if tensorboard is None else open_files.enter_context(TensorBoard(tensorboard))
-        start = time.perf_counter()
-        trained = Training(lesson, checkpoints=kept, checkpoint_seconds=checkpoint_seconds, watch=watch).run()
-    if trained.best == 0:
+    taught = teach(
+        teacher, student, data, settings, augment=augment, quantization_aware=quantization_aware, cache=cache,
+        checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, resume=resume, tensorboard=tensorboard,
+    )  # fmt: skip
+    if taught.trained.best == 0:
         raise NoEffectError(
-            f"no epoch is better than the student as it came, by its {settings.metric} on "
-            f"{len(place.order.judging)} samples",
+            f"{taught.nothing_better}, by its {settings.metric}",
             where=Path(output),
             hint="another --lr, more --epochs or samples; a student as good as its teacher has nothing to learn",
         )
-    publication = _Publication(before, lesson, trained, seconds=time.perf_counter() - start, schema=schema)
-    return publication.publish(Path(output), force=force, inputs=files)
-
-
-def _class(
-    teacher: Teacher,
-    signature: models.Signature,
-    data: str | os.PathLike[str] | Mapping[str, np.ndarray],
-    settings: Settings,
-) -> setup.Class:
-    samples = read(data, signature.inputs)
-    plan = order(
-        samples,
-        validation=settings.validation,
-        batch=settings.batch,
-        accumulate=settings.accumulate,
-        seed=settings.seed,
-    )
-    outputs = tuple(spec.name for spec in signature.outputs if spec.name in teacher.names)
-    return setup.Class(teacher, signature.inputs, outputs, samples, plan, settings)
+    return _Publication(before, taught, schema=schema).publish(Path(output), force=force, inputs=files)
 
 
 class _Publication:
     """From a trained student to a file that is verified, and its record."""
 
-    def __init__(self, teacher: ModelFile, lesson: Lesson, trained: Trained, *, seconds: float, schema: str) -> None:
-        self._teacher, self._lesson, self._trained = teacher, lesson, trained
-        self._seconds, self._schema = seconds, schema
+    def __init__(self, teacher: ModelFile, taught: Taught, *, schema: str) -> None:
+        self._teacher, self._lesson, self._taught, self._schema = teacher, taught.lesson, taught, schema
         self._fidelity: Fidelity | None = None
         self._warnings: list[str] = []
         self._result: Distilled | None = None
@@ -172,11 +125,11 @@ class _Publication:
             lesson.student.to_json(),
             made,
             lesson.settings,
-            self._trained,
+            self._taught.trained,
             trained_elements(lesson.student.module),
             self._fidelity,
             {**lesson.samples.source, **counts},
-            self._seconds,
+            self._taught.seconds,
             tuple(self._warnings),
         )
         return documents.to_text({"schema": self._schema, **self._result.to_json()}).encode()

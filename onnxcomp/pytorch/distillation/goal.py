@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from onnxcomp.errors import DataError, UsageError
+from onnxcomp.passes.distill import OF_CLASSES, Settings
 from onnxcomp.pytorch.distillation.losses import LOSSES, Hint, Losses, Objective, Term, pairs
 from onnxcomp.pytorch.distillation.losses.base import rows
 from onnxcomp.pytorch.distillation.losses.response import row_labels
-from onnxcomp.pytorch.distillation.settings import OF_CLASSES, Settings
 
 
 class Supervised(nn.Module):

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from onnxcomp.passes.distill import Settings
 from onnxcomp.pytorch.distillation.goal import Goal
 from onnxcomp.pytorch.distillation.samples import Feeds, Order, Samples
-from onnxcomp.pytorch.distillation.settings import Settings
 from onnxcomp.pytorch.distillation.students import Student
 from onnxcomp.pytorch.distillation.teacher import Teacher
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from onnxcomp.pytorch.distillation.settings import Settings
+from onnxcomp.passes.distill import Settings
 
 _MOMENTUM = 0.9
 

@@ -10,9 +10,9 @@ import torch
 
 from onnxcomp.evaluate.fidelity import Fidelity
 from onnxcomp.model import ModelFile
-from onnxcomp.pipeline import versions
+from onnxcomp.passes.distill import Settings
 from onnxcomp.pytorch.distillation.loop import Trained
-from onnxcomp.pytorch.distillation.settings import Settings
+from onnxcomp.record import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +51,12 @@ class Distilled:
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `onnxcomp distill --json`."""
-        history = [dict(entry) for entry in self.trained.history]
-        effect = {
-            "trained_parameters": self.elements[0],
-            "parameters": self.elements[1],
-            "steps": self.trained.steps,
-            "best_epoch": self.trained.best,
-            "stopped_early": self.trained.stopped_early,
-            "before": history[0]["validation"],
-            "after": history[self.trained.best]["validation"],
-        }
         step = {
             "name": "distill",
             "options": self.settings.to_json(),
             "seconds": round(self.seconds, 3),
             "peak_rss_bytes": None,
-            "effect": effect,
+            "effect": effect(self.trained, self.elements),
             "notes": [],
         }
         return {
@@ -75,7 +65,7 @@ class Distilled:
             "output": self.output.to_json(),
             "size_ratio": self.size_ratio,
             "passes": [step],
-            "history": history,
+            "history": [dict(entry) for entry in self.trained.history],
             "resumed_from_step": self.trained.resumed,
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
             "equivalence": None,
@@ -84,3 +74,16 @@ class Distilled:
             "warnings": list(self.warnings),
             "versions": {**versions(), "torch": torch.__version__},
         }
+
+
+def effect(trained: Trained, elements: tuple[int, int]) -> dict[str, Any]:
+    """The `effect` of a training; `elements`: as in `Distilled`."""
+    return {
+        "trained_parameters": elements[0],
+        "parameters": elements[1],
+        "steps": trained.steps,
+        "best_epoch": trained.best,
+        "stopped_early": trained.stopped_early,
+        "before": dict(trained.history[0]["validation"]),
+        "after": dict(trained.history[trained.best]["validation"]),
+    }

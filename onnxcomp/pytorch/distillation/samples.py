@@ -51,12 +51,12 @@ class Samples:
         return None if self.labels is None else self.labels[rows]
 
 
-def read(data: str | os.PathLike[str] | Mapping[str, np.ndarray], inputs: Sequence[InputSpec]) -> Samples:
+def read(data: Batches | str | os.PathLike[str] | Mapping[str, np.ndarray], inputs: Sequence[InputSpec]) -> Samples:
     """Every sample that `Batches` takes from the source.
 
     Raises DataError: noise, fewer than `FEWEST`, or shards of different shapes.
     """
-    batches = Batches(data, inputs, batch_size=_READ)
+    batches = data.in_batches_of(_READ) if isinstance(data, Batches) else Batches(data, inputs, batch_size=_READ)
     batches.require_real("distillation")
     if batches.samples < FEWEST:
         raise DataError(

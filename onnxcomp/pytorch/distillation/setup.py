@@ -17,13 +17,13 @@ from onnxcomp import model as models
 from onnxcomp.data import Batches
 from onnxcomp.errors import DataError, UnsupportedError, UsageError, nearest
 from onnxcomp.model import InputSpec
+from onnxcomp.passes.distill import Settings
 from onnxcomp.pytorch.distillation.goal import as_tensors, make_goal, parse_hints
 from onnxcomp.pytorch.distillation.lesson import Augment, Lesson
 from onnxcomp.pytorch.distillation.losses import Objective
 from onnxcomp.pytorch.distillation.modules import ModuleStudent
 from onnxcomp.pytorch.distillation.quantized import QuantizedGraph, is_quantized
 from onnxcomp.pytorch.distillation.samples import Order, Samples
-from onnxcomp.pytorch.distillation.settings import Settings
 from onnxcomp.pytorch.distillation.students import GraphStudent, Student
 from onnxcomp.pytorch.distillation.teacher import Teacher
 

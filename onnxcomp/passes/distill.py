@@ -1,14 +1,19 @@
-"""How a student is trained: every option once, for the API, the command line and the record."""
+"""`distill`: what the passes before have left of a model learns from the whole model, or from another one.
+
+Declared here, without torch; `onnxcomp.pytorch` does the work.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from onnxcomp.errors import UsageError
-from onnxcomp.passes.base import option
+import onnx_ir as ir
+
+from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.passes.base import Context, Effect, Pass, option
 
 #: the losses that compare class scores
 OF_CLASSES = ("kl", "dkl", "dist")
@@ -29,7 +34,10 @@ _FIRST = 0.04
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of the training; the same ones give the same student on the same threads."""
+    """How a student is trained: every option once, for the API, the command line, recipes and the record.
+
+    The same ones give the same student on the same threads.
+    """
 
     loss: Literal["kl", "dkl", "dist", "mse", "cosine"] = option(
         "kl", "what is near the teacher: kl, dkl and dist for class scores, mse and cosine for others"
@@ -88,3 +96,35 @@ class Settings:
         """The options by name."""
         values = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distill(Settings, Pass):
+    """Train what the passes before have left of the model to answer as the recipe's input does (needs torch).
+
+    Samples need no labels. A part of them judges every epoch and never trains; what stays is the epoch that is
+    best on it. After Hinton et al. 2015 (arXiv:1503.02531) for class scores.
+
+    Rules:
+        1. The teacher is the recipe's input as it was before the first pass, or another ONNX file with the same
+           inputs; ONNX Runtime runs it. Best in float32.
+        2. Weights in float train; the graph stays as it is. With `quantization_aware` the graph is in int8 while it
+           trains and in the end: what `quantize-static` has written before, or a float graph that is quantized first.
+        3. When no epoch is better than what came, nothing has changed; a float graph is in int8 then all the same.
+        4. This pass sees all samples that calibrate, also where the recipe's `calibration` gives others fewer.
+    """
+
+    name: ClassVar[str] = "distill"
+    needs_data: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+
+    teacher: str | None = option(None, "an ONNX file to learn from; unset: the recipe's input")
+    quantization_aware: bool = option(False, "the model is in int8 while it trains, and in the end")
+
+    def apply(self, model: ir.Model, context: Context) -> Effect:
+        """Raises UnsupportedError: passes know nothing of torch."""
+        raise UnsupportedError(
+            "this pass needs torch, and somebody who brings it",
+            where=self.name,
+            hint="'onnxcomp run' does; in Python: optimize(model, onnxcomp.pytorch.with_torch(passes))",
+        )
