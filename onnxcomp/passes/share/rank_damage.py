@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +16,7 @@ from onnxcomp.data import Batches, unpadded
 from onnxcomp.evaluate.fidelity import as_array
 from onnxcomp.passes.base import Context
 from onnxcomp.passes.quantize.names import free, initializer
+from onnxcomp.passes.share import held_out
 from onnxcomp.passes.share.factored import bias
 from onnxcomp.passes.share.matrices import Family, Member
 
@@ -34,23 +37,28 @@ class Trial:
     shifts: Mapping[ir.Node, np.ndarray]
 
 
-def measured(model: ir.Model, trials: Sequence[Trial], data: Batches, context: Context) -> list[float]:
+def measured(model: ir.Model, trials: Iterable[Trial], count: int, data: Batches, context: Context) -> list[float]:
     """The square error of the outputs, relative, the largest over the float outputs, with one family factored.
 
-    One thread: the same numbers on every run. The outputs of one batch are in memory.
+    One thread: the same numbers on every run. The outputs of one batch are in memory, and the factors of one of
+    the `count` trials.
     """
-    switched, name = _switched(model, trials)
+    factors = context.workdir / "trials"
+    factors.mkdir()
+    switched, name = _switched(model, trials, count, factors)
     path = models.write_to(switched, context.workdir, "switched")
+    del switched
+    shutil.rmtree(factors)
     session = runtime.open_session(path, settings=dataclasses.replace(runtime.frugal(path), threads=1))
     floats = {spec.name for spec in models.signature(model).outputs if "float" in spec.dtype}
-    sums: list[dict[str, np.ndarray]] = [{} for _ in trials]
-    some = unpadded(data.take(min(SAMPLES, data.samples)))
+    sums: list[dict[str, np.ndarray]] = [{} for _ in range(count)]
+    some = unpadded(held_out.few(data, SAMPLES))
     done = 0
     for batch in some:
-        off = np.zeros(len(trials), np.float32)
+        off = np.zeros(count, np.float32)
         reference = session.run({**batch.feeds, name: off})
         for number, found in enumerate(sums):
-            worker.report("damage of factors", (done + batch.samples * number / len(trials)) / some.samples)
+            worker.report("damage of factors", (done + batch.samples * number / count) / some.samples)
             on = off.copy()
             on[number] = 1
             candidate = session.run({**batch.feeds, name: on})
@@ -75,15 +83,15 @@ def _relative(signal: float, noise: float) -> float:
     return min(noise / signal, _RUINED) if signal > 0 and np.isfinite(noise) else _RUINED if noise else 0.0
 
 
-def _switched(model: ir.Model, trials: Sequence[Trial]) -> tuple[ir.Model, str]:
+def _switched(model: ir.Model, trials: Iterable[Trial], count: int, folder: Path) -> tuple[ir.Model, str]:
     """(a copy with an input that is 1 for families that are factored, else 0: float32, (families,); its name).
 
-    No operator newer than opset 7 is used.
+    The factors lie in a folder. No operator newer than opset 7 is used.
     """
     copied = model.clone()
     places = dict(zip(model.graph, list(copied.graph), strict=True))
     switch = ir.Value(
-        name=free(copied, "onnxcomp.factored"), shape=ir.Shape([len(trials)]), type=ir.TensorType(ir.DataType.FLOAT)
+        name=free(copied, "onnxcomp.factored"), shape=ir.Shape([count]), type=ir.TensorType(ir.DataType.FLOAT)
     )
     copied.graph.inputs.append(switch)
     first = next(iter(copied.graph))
@@ -95,7 +103,7 @@ def _switched(model: ir.Model, trials: Sequence[Trial]) -> tuple[ir.Model, str]:
         start = 0
         for member in trial.family.members:
             columns = trial.right[:, start : start + member.shape[1]]
-            _switch_weight(copied, first, (on, off), member, (trial.left, columns))
+            _switch_weight(copied, first, (on, off), member, _filed(member, trial.left, columns, folder))
             for node in member.nodes:
                 if node in trial.shifts:
                     _switch_bias(copied, first, on, places[node], trial.shifts[node])
@@ -108,17 +116,13 @@ def _switch_weight(
     first: ir.Node,
     flags: tuple[ir.Value, ir.Value],
     member: Member,
-    factors: tuple[np.ndarray, np.ndarray],
+    factors: Sequence[ir.TensorProtocol],
 ) -> None:
     """The weight, or the product of its factors: computed in each run, so that it takes no memory in between."""
-    dtype, left, right = member.tensor.dtype, *factors
+    dtype = member.tensor.dtype
     weight = model.graph.initializers[member.value.name or ""]
-    pair = (right.T, left.T) if member.turned or member.convolves else (left, right)
     name = f"onnxcomp.{weight.name}"
-    one, other = (
-        initializer(model, f"{name}.{i}", ir.Tensor(np.ascontiguousarray(part.astype(dtype.numpy()))))
-        for i, part in enumerate(pair)
-    )
+    one, other = (initializer(model, f"{name}.{i}", factor) for i, factor in enumerate(factors))
     readers = list(weight.uses())
     on, off = (_insert(model, first, "Cast", [f], f"{name}.cast", to=int(dtype)) for f in flags)
     scaled = _insert(model, first, "Mul", [one, on], f"{name}.scaled")
@@ -130,6 +134,16 @@ def _switch_weight(
     value = _insert(model, first, "Add", [whole, value], f"{name}.chosen")
     for node, place in readers:
         node.replace_input_with(place, value)
+
+
+def _filed(member: Member, left: np.ndarray, right: np.ndarray, folder: Path) -> list[ir.TensorProtocol]:
+    """The factors of what is stored, in new files of a folder."""
+    made: list[ir.TensorProtocol] = []
+    for array in (right.T, left.T) if member.turned or member.convolves else (left, right):
+        path = folder / f"{len(list(folder.iterdir()))}.npy"
+        np.save(path, np.ascontiguousarray(array.astype(member.tensor.dtype.numpy())))
+        made.append(ir.Tensor(np.load(path, mmap_mode="r")))
+    return made
 
 
 def _switch_bias(model: ir.Model, first: ir.Node, flag: ir.Value, node: ir.Node, added: np.ndarray) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcomp import worker
-from onnxcomp.activations import Moments, observe_moments
-from onnxcomp.data import Batches, unpadded
-from onnxcomp.errors import CalibrationError
+from onnxcomp.data import Batches
 from onnxcomp.passes.base import Context
-from onnxcomp.passes.share import rank_damage
-from onnxcomp.passes.share.factored import has_bias
+from onnxcomp.passes.share import inputs, rank_damage
 from onnxcomp.passes.share.matrices import Family
 from onnxcomp.passes.share.rank_damage import Trial
 from onnxcomp.passes.share.ranks import Curve
@@ -28,17 +25,21 @@ class Spectrum:
 
     Attributes:
         family: of matrices.
-        lost: share of the energy of its outputs that rank r loses: float64, (highest rank + 1,).
+        lost: share of the energy of its outputs that rank r loses, on data that judges: float64, (highest rank + 1,).
+        fitted: the same on the data that it was made from.
         scale: what each output was multiplied by, so that members of a family count alike: float64, (outputs,).
         stored: the file: float64, (highest rank, outputs).
         means: {node: mean of its input, float64, (inputs,)}, where the biases keep them; else empty.
+        rows: of the data that it was made from; 0 without.
     """
 
     family: Family
     lost: np.ndarray
+    fitted: np.ndarray
     scale: np.ndarray
     stored: Path
-    means: Mapping[ir.Node, np.ndarray]
+    means: inputs.Means
+    rows: int
 
     def trial(self, rank: int) -> Trial:
         """The factors of a rank."""
@@ -56,59 +57,33 @@ class Spectrum:
         return Trial(self.family, left, right, shifts)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-    """Of the inputs of a family.
-
-    Attributes:
-        family: of matrices.
-        gram: second moments, about the means where all biases can keep these: float64, (inputs, inputs).
-        means: as in `Spectrum`.
-    """
-
-    family: Family
-    gram: np.ndarray | None
-    means: Mapping[ir.Node, np.ndarray]
-
-
-def of(model: ir.Model, families: Sequence[Family], most: Sequence[int], context: Context) -> list[Spectrum]:
+def of(
+    model: ir.Model, families: Sequence[Family], most: Sequence[int], data: Batches | None, context: Context
+) -> list[Spectrum]:
     """The spectra of families up to their highest ranks; one Gram matrix is decomposed at a time.
 
-    One pass over the data for every 512 MiB of Gram matrices. Without data all inputs count alike.
+    Without data all inputs count alike.
     """
     found: dict[Family, Spectrum] = {}
-
-    def decompose(seen: _Seen) -> None:
+    ranks = dict(zip(families, most, strict=True))
+    plain = (inputs.Seen(family, None, {}, 0) for family in families)
+    for seen in plain if data is None else inputs.observe(model, families, data, context, None):
         worker.report("decomposing weights", len(found) / len(families))
         file = context.workdir / f"low-rank-{len(found)}.npy"
-        found[seen.family] = _spectrum(seen, most[families.index(seen.family)], file)
-
-    if context.data is None:
-        for family in families:
-            decompose(_Seen(family, None, {}))
-        return list(found.values())
-    waiting: dict[ir.Node, Moments] = {}
-    readers = {family: _observed(family) for family in families}
-    widths = {node: family.shape[0] for family, nodes in readers.items() for node in nodes}
-    few = []
-    for part in observe_moments(model, unpadded(context.data), widths, workdir=context.workdir, store=context.store):
-        waiting |= part
-        part.clear()
-        for family, nodes in readers.items():
-            if family in found or not all(node in waiting for node in nodes):
-                continue
-            moments = [waiting[node] for node in nodes]
-            decompose(_about(family, dict(zip(nodes, moments, strict=True))))
-            count = sum(m.count for m in moments)
-            few += [count] if count < family.shape[0] else []
-        needed = {node for family, nodes in readers.items() if family not in found for node in nodes}
-        waiting = {node: moments for node, moments in waiting.items() if node in needed}
-    if few:
-        context.note(
-            f"the data gives as few as {min(few)} rows, less than the width of a matrix, for {len(few)} weights: "
-            "more samples would tell more"
-        )
+        found[seen.family] = _spectrum(seen, ranks[seen.family], file)
     return [found[family] for family in families]
+
+
+def judged(model: ir.Model, spectra: Sequence[Spectrum], data: Batches, context: Context) -> list[Spectrum]:
+    """The same directions, with what their ranks lose on other data."""
+    found: dict[Family, Spectrum] = {}
+    known = {spectrum.family: spectrum for spectrum in spectra}
+    about = {family: spectrum.means for family, spectrum in known.items()}
+    for seen in inputs.observe(model, list(known), data, context, about):
+        worker.report("judging ranks", len(found) / len(known))
+        spectrum = known[seen.family]
+        found[seen.family] = dataclasses.replace(spectrum, lost=_lost(spectrum, seen.gram))
+    return [found[family] for family in known]
 
 
 def damage(
@@ -119,42 +94,38 @@ def damage(
     Measured at half the parameters, for all ranks: the loss by rank is known from the spectrum.
     """
     at = [curve.nearest(curve.family.even / 2) for curve in curves]
-    trials = [spectrum.trial(rank) for spectrum, rank in zip(spectra, at, strict=True)]
-    errors = rank_damage.measured(model, trials, data, context) if trials else []
+    trials = (spectrum.trial(rank) for spectrum, rank in zip(spectra, at, strict=True))
+    errors = rank_damage.measured(model, trials, len(at), data, context) if at else []
     tiny = np.finfo(np.float64).tiny
     return [error / max(float(s.lost[rank]), tiny) for error, s, rank in zip(errors, spectra, at, strict=True)]
 
 
-def _observed(family: Family) -> list[ir.Node]:
-    """Nodes that tell what a family multiplies: members of one read the same tensor."""
-    return list(family.members[0].nodes)
-
-
-def _about(family: Family, seen: Mapping[ir.Node, Moments]) -> _Seen:
-    if not all(moments.count for moments in seen.values()):
-        raise CalibrationError("the data gives it no rows of floats", where=f"node {family.name}")
-    centred = all(has_bias(node, member.shape[1]) for member in family.members for node in member.nodes)
-    gram = np.zeros((family.shape[0],) * 2)
-    for moments in seen.values():
-        gram += moments.gram[0]
-        if centred:
-            gram -= np.outer(moments.total[0], moments.total[0] / moments.count)
-    first = next(iter(seen.values()))
-    of_node = {node: seen.get(node, first) for node in family.nodes if centred}
-    means = {node: moments.total[0] / moments.count for node, moments in of_node.items()}
-    return _Seen(family, gram / sum(moments.count for moments in seen.values()), means)
-
-
-def _spectrum(seen: _Seen, most: int, stored: Path) -> Spectrum:
+def _spectrum(seen: inputs.Seen, most: int, stored: Path) -> Spectrum:
     """Decompose one family."""
     family, weight = seen.family, seen.family.matrix()
     with one_thread():
-        scale = _scale(family, weight, seen.gram)
-        truncation = Truncation.of(weight * scale, seen.gram)
-    energies = truncation.energies
-    lost = np.concatenate([np.cumsum(energies[::-1])[::-1], np.zeros(max(most + 1 - len(energies), 1))])
+        gram = None if seen.gram is None else inputs.shrunk(seen.gram, seen.rows)
+        scale = _scale(family, weight, gram)
+        truncation = Truncation.of(weight * scale, gram)
     np.save(stored, truncation.right[:most])
-    return Spectrum(family, lost[: most + 1] / (lost[0] or 1.0), scale, stored, seen.means)
+    lost = np.zeros(most + 1)
+    made = Spectrum(family, lost, lost, scale, stored, seen.means, seen.rows)
+    lost = _lost(made, seen.gram)
+    return dataclasses.replace(made, lost=lost, fitted=lost)
+
+
+def _lost(spectrum: Spectrum, gram: np.ndarray | None) -> np.ndarray:
+    """Share of the energy of a family's outputs that each rank loses: float64, (highest rank + 1,)."""
+    weight = spectrum.family.matrix() * spectrum.scale
+    with one_thread():
+        right = np.load(spectrum.stored, mmap_mode="r") @ weight.T
+        whole = float(np.sum(weight * (weight if gram is None else gram @ weight)))
+        kept = np.sum(right * (right if gram is None else right @ gram), axis=1)
+    lost = np.full(len(spectrum.lost), whole)
+    lost[1 : len(kept) + 1] -= np.cumsum(kept)
+    lost[len(kept) + 1 :] = 0
+    shares: np.ndarray = np.maximum(lost, 0) / (whole or 1.0)
+    return shares
 
 
 def _scale(family: Family, weight: np.ndarray, gram: np.ndarray | None) -> np.ndarray:
