@@ -58,8 +58,9 @@ def bench(
         batch: samples per run.
         sizes: sizes of symbolic axes, for noise.
         threads: ORT's intra-op threads; 0 leaves it to ORT.
-        seconds: time budget for each combination of provider, batch, threads and workers. A comparison
-            makes its first eight rounds in any case, 'workers', 'cold' and 'throughput' three.
+        seconds: time budget for each combination of provider, batch, threads and workers; of each model
+            for 'server', where a single run takes 600 at most. A comparison makes its first eight rounds in
+            any case, 'workers', 'cold' and 'throughput' three.
         seed: of all random orders; None draws one, which the result tells.
         settings: other session options; its `threads` is not used.
         delta: a smaller relative difference is none.

@@ -23,6 +23,9 @@ from onnxcomp.errors import UsageError
 #: share of the time for the closed loop that tells how long a run takes, and at most so many seconds
 _PROBE_SHARE, _PROBE = 0.1, 5.0
 
+#: seconds of one run: a worker that is silent for longer would count as stuck
+_LONGEST = 600.0
+
 #: seconds that a request may wait before the run is ended: at least, and by the objective
 _PATIENCE, _PATIENCE_BY_SLO = 2.0, 20
 
@@ -79,7 +82,7 @@ class _Server:
 
     def trial(self, rate: float, seconds: float) -> Traffic:
         """An open loop of fresh workers."""
-        due = traffic.poisson(rate, seconds, self.job.seed)
+        due = traffic.poisson(rate, min(seconds, _LONGEST), self.job.seed)
         if not len(due):
             raise UsageError(f"no request is due within {seconds:.3g} s", where=f"rate={rate:g}", hint="measure longer")
         self._tell(f"{rate:.4g} requests a second")
@@ -110,8 +113,11 @@ class _Server:
         search = slo.search(self.trial, slo_p99_ms=objective, guess=first, seconds=seconds)
         if search.best is not None:
             return search, search.trials[search.best][0], slo.Judgement("met")
-        run, judged = search.trials[-1]
-        return search, run, judged
+        run, judged = min(search.trials, key=lambda one: one[0].rate)
+        if run.failed.any():
+            return search, run, judged
+        tried = f"no rate that was tried held, down to {run.rate:.4g} requests a second: {judged.reason}"
+        return search, run, slo.Judgement("undecided", tried)
 
     def _run(
         self, *, workers: int | None = None, seconds: float = 0.0, due_ns: np.ndarray | None = None,

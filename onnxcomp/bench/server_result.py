@@ -54,8 +54,8 @@ class ServerResult:
         setting: see `Setting`.
         load: what was asked.
         workers: how many.
-        traffic: the run at `rate`, or that of the highest rate that met the objective; of the last that
-            did not, where none did.
+        traffic: the run at `rate`, or that of the highest rate that met the objective; that of the lowest
+            tried, where none did.
         judgement: of `traffic`, or of the search; None without an objective.
         search: None where a rate was given.
         expected: the preview at the rate of `traffic`; None where that is beyond what the workers can do.

@@ -24,6 +24,9 @@ TOLERANCE = 1.05
 #: the time is cut into so many runs
 RUNS = 4
 
+#: steps to the first bracket double so often: from 5 % to a factor of two
+_DOUBLINGS = 4
+
 #: how far below the rate that meets the objective the one is sought whose upper bound does
 _STEPS, _STEP, _FALLBACK = 40, 1.04, 1.2
 
@@ -183,5 +186,5 @@ def _next(low: float | None, high: float | None, tried: int) -> float:
     """Up or down in steps that double, until there is a bracket; then its middle."""
     if low is not None and high is not None:
         return float(np.sqrt(low * high))
-    step = float(TOLERANCE ** (2 ** (tried - 1)))
+    step = float(TOLERANCE**2 ** min(tried - 1, _DOUBLINGS))
     return low * step if low is not None else (high or 1.0) / step

@@ -12,7 +12,7 @@ import pytest
 from lines import Line, served
 
 from onnxcomp import replicas
-from onnxcomp.bench import bench, queueing, slo, statistics, traffic
+from onnxcomp.bench import bench, queueing, server, slo, statistics, traffic
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.replicas import Arrivals
 
@@ -219,7 +219,7 @@ def test_a_rate_is_measured_end_to_end(model):
 
 
 def test_a_search_end_to_end_with_processes(model):
-    found = bench(model, scenario="server", slo_p99_ms=60_000, workers=2, processes=True, seconds=3, seed=6)
+    found = bench(model, scenario="server", slo_p99_ms=60_000, workers=2, processes=True, seconds=1, seed=6)
     (one,) = found.to_json()["results"]
     assert one["kind"] == "processes"
     assert one["search"]["trials"]
@@ -246,6 +246,28 @@ def test_a_search_end_to_end_with_processes(model):
 def test_usage(model, options, text):
     with pytest.raises(UsageError, match=text):
         bench(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("slo_ms", "seconds", "verdict", "reason"),
+    [
+        (10.0, 120, "met", ""),
+        (2.0, 120, "missed", "p99 is"),  # the service alone takes longer
+        (6.0, 8, "undecided", "no rate that was tried held"),  # the runs are too short to tell
+    ],
+)
+def test_what_a_search_concludes(model, monkeypatch, slo_ms, seconds, verdict, reason):
+    line = Line(7)
+    monkeypatch.setattr(server._Server, "_probe", lambda self: line.services_ms(2000))
+    monkeypatch.setattr(server._Server, "trial", lambda self, rate, seconds: line(rate, seconds))
+    monkeypatch.setattr(slo.search, "__kwdefaults__", {"clock": line.clock})
+    (one,) = bench(model, scenario="server", slo_p99_ms=slo_ms, workers=1, seconds=seconds, seed=7).to_json()["results"]
+    assert one["slo"]["verdict"] == verdict
+    assert one["slo"]["reason"].startswith(reason)
+    assert one["slo"]["highest_rate"] == (one["rate"] if verdict == "met" else None)
+    assert (one["preview_rate"] is None) == (verdict == "missed")
+    if verdict == "undecided":
+        assert one["rate"] == min(t["rate"] for t in one["search"]["trials"])
 
 
 def test_a_rate_without_a_request_is_refused(model):

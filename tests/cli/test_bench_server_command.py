@@ -179,9 +179,7 @@ def test_one_real_run(tmp_path):
     assert one["slo"] is None
 
 
-@pytest.mark.parametrize(
-    "options", [("--scenario", "server"), ("--scenario", "server", "--rate", "-1"), ("--rate", "5"), ("--slo-p99", "5")]
-)
+@pytest.mark.parametrize("options", [("--scenario", "server"), ("--slo-p99", "5")])
 def test_usage(tmp_path, options, capsys):
     model = builders.save(builders.mlp(), tmp_path / "mlp.onnx")
     with pytest.raises(SystemExit) as stop:
