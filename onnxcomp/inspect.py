@@ -52,6 +52,9 @@ WEIGHT_INPUTS: Mapping[tuple[str, str], tuple[int, ...]] = {
 #: operators between a stored tensor and its use that do not change what it is
 _TRANSPARENT = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "DequantizeLinear"}
 
+#: operators that unpack codes, as `cluster-weights` writes them
+_UNPACKING = {"Add", "BitShift", "Cast", "Reshape", "Slice"}
+
 #: of com.microsoft, as `fuse` writes it; two products without stored weights
 _ATTENTION = "MultiHeadAttention"
 
@@ -103,14 +106,17 @@ class Contents:
     """What is in a model; see `Inspection` for the file it came from.
 
     Attributes:
-        parameters: elements of stored float and 8-bit (or smaller) tensors.
+        parameters: elements of stored float and 8-bit (or smaller) tensors; of a weight that is stored in codes,
+            those of the weight.
         bytes_by_dtype: bytes of stored tensors by element type.
         ops: how often each 'domain::op' occurs, subgraphs and functions included.
         initializers: how many stored tensors there are, Constant nodes included.
         initializer_bytes: their bytes.
         tied: how many are byte-identical to an earlier one.
-        zero_fraction: zeros among the parameters, in [0, 1].
-        quantized_weights, total_weights: see `weights`.
+        zero_fraction: zeros among the parameters that are not stored in codes, in [0, 1].
+        quantized_weights: see `weights`.
+        total_weights: those, and the clustered ones.
+        clustered_weights: stored in codes, as `cluster-weights` writes them; ORT computes their floats at load.
         macs: multiply-accumulates of one sample (symbolic first axis = 1); None when no size is known.
         macs_unknown: weight-bearing nodes whose sizes are not known, not part of `macs`.
     """
@@ -124,6 +130,7 @@ class Contents:
     zero_fraction: float
     quantized_weights: int
     total_weights: int
+    clustered_weights: int
     macs: int | None
     macs_unknown: int
 
@@ -159,6 +166,7 @@ class Inspection:
                 "zero_fraction": c.zero_fraction,
             },
             "quantized": {"weights": c.quantized_weights, "of": c.total_weights},
+            "clustered": {"weights": c.clustered_weights},
             "macs": c.macs,
             "macs_unknown_nodes": c.macs_unknown,
             "inputs": [spec.to_json() for spec in self.signature.inputs],
@@ -184,10 +192,14 @@ def measure(model: ir.Model) -> Contents:
     by_dtype: collections.Counter[str] = collections.Counter()
     parameters = zeros = tied = total = 0
     seen: set[tuple[object, ...]] = set()
-    stored = [tensor for _, tensor in constants(model)]
-    for tensor in stored:
+    stored = list(constants(model))
+    palettes = _palettes(model)
+    coded = {value for _, values in palettes for value in values}
+    for value, tensor in stored:
         by_dtype[models.dtype_name(tensor.dtype)] += tensor.nbytes
         total += tensor.nbytes
+        if value in coded:
+            continue
         key = content_key(tensor)
         tied += key in seen
         seen.add(key)
@@ -197,7 +209,7 @@ def measure(model: ir.Model) -> Contents:
     found = weights(model)
     macs, unknown = _macs(model)
     return Contents(
-        parameters=parameters,
+        parameters=parameters + sum(size for size, _ in palettes),
         bytes_by_dtype=dict(sorted(by_dtype.items())),
         ops=dict(sorted(op_counts(model).items())),
         initializers=len(stored),
@@ -205,7 +217,8 @@ def measure(model: ir.Model) -> Contents:
         tied=tied,
         zero_fraction=zeros / parameters if parameters else 0.0,
         quantized_weights=sum(w.quantized for w in found),
-        total_weights=len(found),
+        total_weights=len(found) + len(palettes),
+        clustered_weights=len(palettes),
         macs=macs,
         macs_unknown=unknown,
     )
@@ -349,6 +362,36 @@ def _known_to_onnx(model: ir.Model) -> Iterator[None]:
             node.attributes.pop("equation", None)
         for name in matrices:
             del model.graph.initializers[name]
+
+
+def _palettes(model: ir.Model) -> list[tuple[int, set[ir.Value]]]:
+    """(elements, all that is stored for it) of each weight that is looked up in a codebook, scales times it."""
+    found = []
+    for node in model.graph:
+        look = node.inputs[0].producer() if node.op_type == "Mul" and node.inputs[0] is not None else None
+        if look is None or look.op_type != "Gather" or look.domain:
+            continue
+        book, codes, scales = (_unpacked(value) for value in (*look.inputs, node.inputs[1]))
+        if book is None or codes is None or scales is None or len(book[1] | scales[1]) > 2:
+            continue
+        if any(v.const_value is not None and v.const_value.dtype == ir.DataType.UINT8 for v in codes[1]):
+            found.append((codes[0], book[1] | codes[1] | scales[1]))
+    return found
+
+
+def _unpacked(value: ir.Value | None) -> tuple[int, set[ir.Value]] | None:
+    """(elements, all that is stored for it) of what is stored, or unpacked from it; None for others."""
+    node = None if value is None else value.producer()
+    if value is None or node is None:
+        tensor = None if value is None else value.const_value
+        return None if value is None or tensor is None else (tensor.size, {value})
+    parts = [_unpacked(part) for part in node.inputs] if node.op_type in _UNPACKING and not node.domain else [None]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    shape = node.inputs[1].const_value if node.op_type == "Reshape" and node.inputs[1] is not None else None
+    size = known[0][0] if shape is None or np.any(shape.numpy() < 0) else math.prod(shape.numpy().tolist())
+    return size, {stored for _, held in known for stored in held}
 
 
 def _constant_node(node: ir.Node) -> ir.TensorProtocol | None:

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 import onnxcomp
 from onnxcomp.inspect import infer_shapes, inspect, measure, stored_origin, weights
 from onnxcomp.model import load
+from onnxcomp.passes import ClusterWeights
 
 
 def test_counts_of_a_cnn_by_hand(tmp_path):
@@ -129,3 +130,15 @@ def test_sizes_are_known_behind_operators_that_onnx_does_not_know(tmp_path):
     infer_shapes(model)
     after = [(n.domain, n.op_type, [v and v.name for v in n.inputs], sorted(n.attributes)) for n in model.graph]
     assert after == before
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("group_size", [None, 128])
+def test_codes_count_as_the_weights_that_they_stand_for(bits, group_size, tmp_path):
+    """Packed bytes are no parameters; what else is in the model counts as before."""
+    before = inspect(builders.save(builders.mlp(width=512), tmp_path / "m.onnx")).contents
+    model = onnxcomp.optimize(tmp_path / "m.onnx", [ClusterWeights(bits=bits, group_size=group_size)]).model
+    after = measure(model)
+    assert after.parameters == before.parameters
+    assert after.clustered_weights == after.total_weights == before.total_weights == 2
+    assert before.clustered_weights == after.quantized_weights == after.tied == 0

@@ -28,7 +28,7 @@ def inspection(result: Json) -> None:
     macs = text.number(result["macs"])
     if result["macs_unknown_nodes"]:
         macs += f" (without {result['macs_unknown_nodes']} nodes of unknown size)"
-    quantized = result["quantized"]
+    quantized, coded = result["quantized"], result.get("clustered", {}).get("weights")
     _facts(
         [
             ("model", model["path"]),
@@ -44,6 +44,7 @@ def inspection(result: Json) -> None:
                 f"{stored['tied']} tensors equal another, {text.percent(stored['zero_fraction'], 1)} zeros",
             ),
             ("quantized", f"{quantized['weights']} of {quantized['of']} weights"),
+            *([("clustered", f"{coded} weights in codes, which ORT turns into floats at load")] if coded else []),
             *[("input", _value(spec)) for spec in result["inputs"]],
             *[("output", _value(spec)) for spec in result["outputs"]],
         ]
