@@ -155,7 +155,7 @@ def test_record_with_proof_fidelity_and_no_gain(printed):
         ({"joined": 4, "bytes": 12}, "joined 4, bytes 12"),
         (
             {"tied": 4, "bytes_saved": 12_000, "transposed": [{"kept": "a", "removed": ["b"], "bytes": 800}]},
-            "4 stored tensors went, 1 of them as transposes: 12.0 kB saved",
+            "4 stored tensors went, 1 of them as transposes: 12 kB saved",
         ),
     ],
 )
