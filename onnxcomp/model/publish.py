@@ -274,7 +274,9 @@ def _externalize(model: ir.Model, folder: Path, stem: str) -> None:
                 start = sink.size
                 sink.write(tensor.tobytes())
                 if isinstance(tensor, ir.ExternalTensor):
-                    tensor.release()  # mapped pages count as memory in use; read again, it is mapped again
+                    # mapped pages count as memory in use; read again, it is mapped again
+                    with contextlib.suppress(BufferError):  # a copy of the model, not collected yet, reads them too
+                        tensor.release()
                 spans.append((value, tensor, start, sink.size - start))
         file.flush()
         os.fsync(file.fileno())

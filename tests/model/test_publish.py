@@ -683,3 +683,16 @@ def test_eight_processes_to_one_output_without_force(source, other, home, childr
     assert [finish(child) for child in running] == [8] * 8  # each fails at the latest in its second round
     assert consistent(out)
     assert len(names(home)) == 3
+
+
+def test_pages_that_a_copy_reads_too_stay_mapped(tmp_path):
+    """A copy that was written inline lives on until it is collected."""
+    proto = builders.mlp(width=256)
+    (tmp_path / "in").mkdir()
+    model = load(builders.externalize(proto, tmp_path / "in"))
+    views = [value.const_value.numpy() for value in model.graph.initializers.values()]
+    path = write_to(model, tmp_path, "out", external_above=0)
+    again = load(path).graph.initializers
+    for view, value in zip(views, model.graph.initializers.values(), strict=True):
+        np.testing.assert_array_equal(view, again[value.name].const_value.numpy())
+        np.testing.assert_array_equal(view, value.const_value.numpy())
