@@ -47,7 +47,7 @@ def parser(name: str, description: str, *, epochs: int | None = None) -> argpars
     found.add_argument("-o", "--output", required=True, metavar="OUTFOLDER", type=Path, help="made if missing")
     found.add_argument("--force", action="store_true", help="replace existing outputs")
     if epochs is not None:
-        found.add_argument("--epochs", type=_positive, default=epochs, help="default %(default)s")
+        found.add_argument("--epochs", type=positive, default=epochs, help="default %(default)s")
         found.add_argument("--seed", type=int, default=0, help="default %(default)s")
     return found
 
@@ -79,10 +79,25 @@ def say(text: str, fraction: float) -> None:
     print(f"{fraction:4.0%} {text}", file=sys.stderr, flush=True)  # noqa: T201 - same
 
 
-def rows(count: int) -> np.ndarray:
-    """Indices of the samples that calibrate: drawn with a fixed seed, in order."""
-    drawn = np.random.default_rng(0).choice(count, min(count, CALIBRATION), replace=False)
+def rows(count: int, wanted: int = CALIBRATION) -> np.ndarray:
+    """Indices of the samples that calibrate, or so many: drawn with a fixed seed, in order."""
+    drawn = np.random.default_rng(0).choice(count, min(count, wanted), replace=False)
     return np.sort(drawn)
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as the content of an .npz file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def positive(text: str) -> int:
+    """An option's number, 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
 
 
 def _prepare(place: Path, names: Sequence[str], *, force: bool) -> None:
@@ -98,17 +113,4 @@ def _contents(made: Made) -> list[bytes]:
     from safetensors.torch import save
 
     weights: bytes = save(dict(made.network.state_dict()))
-    return [weights, _npz(made.calibration), _npz(made.test)]
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
+    return [weights, npz(made.calibration), npz(made.test)]

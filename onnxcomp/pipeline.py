@@ -137,9 +137,11 @@ def optimize_file(
     # what ORT cannot load can never be verified: better to know before hours of work
     runtime.check_loads(source)
     training, judging, about = _divide(data, reference, passes, batch_size)
+    rounding = tolerance(reference)
+    del reference
     stages = None if eval is None else Stages(source, eval, metric=metric, batch_size=batch_size)
     done = optimize(
-        reference,
+        source,
         passes,
         data=training,
         store=None if store is None else Path(store),
@@ -155,10 +157,9 @@ def optimize_file(
         passes,
         judging,
         allow_larger=allow_larger,
-        tolerance=tolerance(reference),
+        tolerance=rounding,
         measure=measure,
     )
-    del reference
     record: dict[str, Record] = {}
 
     def describe(made: ModelFile) -> bytes:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from onnxcomp_models import command, fashion
 from onnxcomp_models.fashion.train import EPOCHS
 
+UNLABELLED = "train.npz"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. The exit code."""
@@ -16,8 +18,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = parser.add_mutually_exclusive_group()
     width.add_argument("--wide", action="store_true", help="train the net of 1.6 million parameters instead")
     width.add_argument("--student", action="store_true", help="train the small net instead")
+    parser.add_argument(
+        "--unlabelled",
+        type=command.positive,
+        metavar="N",
+        help="write train.npz too: N training images without labels, to distill on",
+    )
     parser.add_argument("--download", action="store_true", help="fetch the files that FOLDER lacks")
-    return command.run(parser.parse_args(arguments), _make)
+    options = parser.parse_args(arguments)
+    return command.run(options, _make, [] if options.unlabelled is None else [UNLABELLED])
 
 
 def _make(options: argparse.Namespace) -> command.Made:
@@ -28,12 +37,17 @@ def _make(options: argparse.Namespace) -> command.Made:
     network = fashion.train(found, builder=builder, seed=options.seed, epochs=options.epochs, on_progress=command.say)
     right = fashion.accuracy(network, found.test_images, found.test_labels)
     count = len(found.test_labels)
+    files = {}
+    if options.unlabelled is not None:
+        drawn = command.rows(len(found.train_labels), options.unlabelled)
+        files[UNLABELLED] = command.npz({"image": found.train_images[drawn]})
     return command.Made(
         network,
         {"image": found.train_images[command.rows(len(found.train_labels))]},
         {"image": found.test_images, "labels": found.test_labels},
         right,
         f"{round(right * count)} of {count} test images, seed {options.seed}",
+        files,
     )
 
 

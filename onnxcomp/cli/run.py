@@ -34,7 +34,12 @@ def _print_schema(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, where there is one; other passes run again.")
 @verbs.pass_verb
 def command(shell: Shell, recipe: str, model: str, **values: Any) -> None:
-    """Run the passes of RECIPE (TOML) on MODEL."""
+    """Run the passes of RECIPE (TOML) on MODEL.
+
+    A recipe may train: its pass distill teaches what the passes before have left to answer as MODEL does. With
+    --checkpoint an interruption costs at most a minute of the training; the other passes run again, and what they
+    leave must be what it was. Without, all is lost.
+    """
     names = ("eval", "metric", "checkpoint", "resume")
     options = {name: values[name] for name in names} | verbs.pipeline_options(shell, values)
     verbs.finish(shell, shell.work(work.recipe, recipe, model, values["output"], **options))

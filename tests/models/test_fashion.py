@@ -162,6 +162,22 @@ def test_the_command_trains_the_net_of_each_width(folder, tmp_path):
         np.testing.assert_array_equal(calibration["image"], found.train_images)
 
 
+def test_the_command_writes_images_to_distill_on(folder, tmp_path):
+    arguments = ["--data", str(folder), "-o", str(tmp_path), "--epochs", "1", "--student", "--unlabelled"]
+    assert command.main([*arguments, "5"]) == 0
+    with np.load(tmp_path / "train.npz") as train:
+        assert list(train) == ["image"]
+        assert train["image"].shape == (5, 1, 28, 28)
+        every = {image.tobytes() for image in fashion.data(folder).train_images}
+        assert {image.tobytes() for image in train["image"]} <= every
+    (tmp_path / "weights.safetensors").unlink()
+    (tmp_path / "calibration.npz").unlink()
+    (tmp_path / "test.npz").unlink()
+    assert command.main([*arguments, "5"]) == 8  # it exists
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "0"])
+
+
 def test_the_student_is_a_quarter_at_most_and_fits_blocked_kernels():
     assert 4 * parameters(fashion.student()) <= parameters(fashion.build())
     assert all(width % 16 == 0 for width in networks.WIDTHS + networks.WIDE_WIDTHS + networks.STUDENT_WIDTHS)

@@ -54,9 +54,16 @@ class Samples:
 def read(data: Batches | str | os.PathLike[str] | Mapping[str, np.ndarray], inputs: Sequence[InputSpec]) -> Samples:
     """Every sample that `Batches` takes from the source.
 
-    Raises DataError: noise, fewer than `FEWEST`, or shards of different shapes.
+    Raises DataError: noise, fewer than `FEWEST`, shards of different shapes, or batches for other inputs.
     """
     batches = data.in_batches_of(_READ) if isinstance(data, Batches) else Batches(data, inputs, batch_size=_READ)
+    there, wanted = (sorted(spec.name for spec in specs) for specs in (batches.inputs, inputs))
+    if there != wanted:
+        raise DataError(
+            f"the samples are for the inputs {', '.join(there)}, the teacher takes {', '.join(wanted)}",
+            where=batches.source.name,
+            hint="teacher and student must take the same samples",
+        )
     batches.require_real("distillation")
     if batches.samples < FEWEST:
         raise DataError(
