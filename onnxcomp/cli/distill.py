@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import Any
 
 import click
@@ -20,6 +22,13 @@ student: an .onnx file (pruned, with layers taken out, or a small net's export),
          with a PyTorch module that takes the teacher's inputs by name.
 data:    samples like those that the model will see, without labels; a tenth
          judges and never trains.
+
+\b
+A layer or half of the neurons less, from the teacher itself: prune first.
+  onnxcomp prune T.onnx --structure blocks --blocks 2 --data D -o S.onnx
+  onnxcomp distill --teacher T.onnx --student S.onnx --data D -o OUT.onnx
+Several processes, GPUs or hosts share the steps of one run:
+  torchrun --nproc-per-node 2 -m onnxcomp distill ...
 
 The best epoch on the judging samples is written; the student as it came is epoch 0,
 and when nothing is better, nothing is written. Compare with --labels-weight 1, the
@@ -53,7 +62,11 @@ def command(shell: Shell, teacher: str, student: str, data: str, output: str, **
 
     names = ("augment", "quantization_aware", "cache", "checkpoint", "resume", "tensorboard", "force")
     options = {name: values[name] for name in names} | given(values, Settings)  # type: ignore[arg-type]  # same
-    result = shell.work(work.distill, teacher, student, data, output, **options)
+    first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"  # as torchrun says
+    speaker = shell if first else dataclasses.replace(shell, quiet=True)
+    result = speaker.work(work.distill, teacher, student, data, output, **options)
+    if not first:
+        return
     for warning in result["warnings"]:
         shell.note(f"warning: {warning}")
     shell.show(result, training.distilled)

@@ -93,3 +93,19 @@ def test_an_interrupted_command_goes_on(folder, tmp_path):
 def test_what_fails_says_why(folder, tmp_path, arguments, code, text):
     fails(code, *line(folder, tmp_path / "out.onnx", *arguments), text=text)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_torchrun_shares_the_command(folder, tmp_path):
+    """The same line in two processes: one document, one output, the losses of one process."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    arguments = [*line(folder, tmp_path / "out.onnx"), "--device", "cpu", "--json"]
+    done = subprocess.run(
+        [*torchrun, "onnxcomp", *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    alone = ok(*line(folder, tmp_path / "alone.onnx"))
+    together = json.loads(done.stdout)
+    assert set(together) == KEYS
+    losses = [[entry["validation"]["loss"] for entry in document["history"]] for document in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert together == json.loads((tmp_path / "out.onnx.record.json").read_text())

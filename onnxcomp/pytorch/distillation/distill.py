@@ -18,6 +18,7 @@ from onnxcomp.model import ModelFile
 from onnxcomp.pytorch.distillation import setup
 from onnxcomp.pytorch.distillation.lesson import Augment
 from onnxcomp.pytorch.distillation.loop import CHECKPOINT_SECONDS
+from onnxcomp.pytorch.distillation.ranks import choose_device, from_environment, joined
 from onnxcomp.pytorch.distillation.result import Distilled
 from onnxcomp.pytorch.distillation.students import trained_elements
 from onnxcomp.pytorch.distillation.teach import Taught, teach
@@ -45,6 +46,11 @@ def distill(
     A part of the samples judges every epoch and never trains; the epoch that is best on it is the result. The
     student as it came counts as epoch 0: when nothing is better, that is an error. All samples are held in memory.
 
+    Under `torchrun`, `batch` is shared by all processes: what comes out is what one process makes with `accumulate`
+    as many times as large, up to the order of sums, where no random numbers are drawn. BatchNormalization sees the
+    part of one process, as it does the parts of a step, and statistics are averaged (`freeze_statistics` keeps
+    them). The first process writes; what fails in one ends all.
+
     Args:
         teacher: an ONNX file; ONNX Runtime runs it.
         student: an ONNX file or model, whose weights are trained in its own graph; or a torch module, as
@@ -70,19 +76,24 @@ def distill(
     if resume and checkpoint is None:
         raise UsageError("--resume needs --checkpoint", hint="name the folder of the interrupted run")
     files = tuple(file for file in (Path(teacher), setup.onnx_file(student)) if file is not None)
-    models.refuse_target(Path(output), force=force, inputs=files)
-    before = models.fingerprint(teacher)
-    taught = teach(
-        teacher, student, data, settings, augment=augment, quantization_aware=quantization_aware, cache=cache,
-        checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, resume=resume, tensorboard=tensorboard,
-    )  # fmt: skip
-    if taught.trained.best == 0:
-        raise NoEffectError(
-            f"{taught.nothing_better}, by its {settings.metric}",
-            where=Path(output),
-            hint="another --lr, more --epochs or samples; a student as good as its teacher has nothing to learn",
-        )
-    return _Publication(before, taught, schema=schema).publish(Path(output), force=force, inputs=files)
+    ranks = from_environment()
+    with joined(ranks, choose_device(settings, ranks)):
+        if ranks.first:
+            models.refuse_target(Path(output), force=force, inputs=files)
+        before = models.fingerprint(teacher)
+        taught = teach(
+            teacher, student, data, settings, augment=augment, quantization_aware=quantization_aware, cache=cache,
+            checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, resume=resume, tensorboard=tensorboard,
+            ranks=ranks,
+        )  # fmt: skip
+        if taught.trained.best == 0:
+            raise NoEffectError(
+                f"{taught.nothing_better}, by its {settings.metric}",
+                where=Path(output),
+                hint="another --lr, more --epochs or samples; a student as good as its teacher has nothing to learn",
+            )
+        publication = _Publication(before, taught, schema=schema)
+        return ranks.from_first(lambda: publication.publish(Path(output), force=force, inputs=files))
 
 
 class _Publication:

@@ -80,11 +80,17 @@ def make_goal(settings: Settings, student: Sequence[str], teacher: Sequence[str]
 
 
 class Judged:
-    """Sums over the judging samples: mean loss, share of rows with the teacher's class, share of right ones."""
+    """Sums over the judging samples: mean loss, share of rows with the teacher's class, share of right ones.
+
+    Attributes:
+        sums: of the loss, samples, rows, same and right ones; those of several processes add up.
+    """
 
     def __init__(self) -> None:
-        self._loss = self._samples = 0.0
-        self._same = self._right = self._rows = 0
+        self.sums = [0.0] * 5
+
+    def _count(self, *numbers: float) -> None:
+        self.sums = [held + number for held, number in zip(self.sums, numbers, strict=True)]
 
     def add(
         self,
@@ -97,25 +103,25 @@ class Judged:
         samples: int,
     ) -> None:
         """One run. student, teacher: the judged outputs."""
-        self._loss += loss * samples
-        self._samples += samples
+        self._count(loss * samples, samples, 0, 0, 0)
         if student.ndim < 2 or student.shape != teacher.shape or student.shape[-1] < 2:
             return
         real = None if mask is None else mask != 0
         ours = rows(student, -1, real).argmax(-1)
-        self._rows += len(ours)
-        self._same += int((ours == rows(teacher, -1, real).argmax(-1).to(ours.device)).sum())
+        same = int((ours == rows(teacher, -1, real).argmax(-1).to(ours.device)).sum())
+        self._count(0, 0, len(ours), same, 0)
         if labels is not None and labels.shape == tuple(student.shape[:-1]):
             truth = rows(torch.from_numpy(labels).to(ours.device)[..., None], -1, real)[:, 0]
-            self._right += int((ours == truth).sum())
+            self._count(0, 0, 0, 0, int((ours == truth).sum()))
 
     def to_json(self, *, classes: bool, labelled: bool) -> dict[str, float]:
         """`loss`, and `agreement` and `accuracy` where they make sense."""
-        found = {"loss": self._loss / max(self._samples, 1)}
-        if classes and self._rows:
-            found["agreement"] = self._same / self._rows
+        loss, samples, compared, same, right = self.sums
+        found = {"loss": loss / max(samples, 1)}
+        if classes and compared:
+            found["agreement"] = same / compared
             if labelled:
-                found["accuracy"] = self._right / self._rows
+                found["accuracy"] = right / compared
         return found
 
 

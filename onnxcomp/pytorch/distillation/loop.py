@@ -3,6 +3,9 @@
 Order of samples, augmentation, random numbers and learning rate are functions of the seed and the
 step. So a run that goes on from a checkpoint ends with the bits of one that was never interrupted, on
 a CPU with the same number of threads.
+
+Several processes share each step: gradients, losses and statistics are their means, so that all hold the
+same student and decide alike; the first one keeps the checkpoints.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from onnxcomp.pytorch.distillation.checkpoint import Checkpoint, Checkpoints
 from onnxcomp.pytorch.distillation.goal import Judged, as_tensors, compares_classes
 from onnxcomp.pytorch.distillation.lesson import Lesson
 from onnxcomp.pytorch.distillation.optimizer import fill_optimizer, make_optimizer, optimizer_tensors
+from onnxcomp.pytorch.distillation.ranks import Ranks
 from onnxcomp.pytorch.distillation.teacher import Feeds
 
 #: what `ahead` gives: feeds of a run, and the teacher's answers
@@ -80,6 +84,7 @@ class Training:
         checkpoints: where the run is kept; None: nowhere.
         checkpoint_seconds: between checkpoints within an epoch; there is one after each epoch too.
         watch: hears of every epoch.
+        ranks: the processes that train together; the lesson's order gives each its share.
     """
 
     def __init__(
@@ -89,8 +94,10 @@ class Training:
         checkpoints: Checkpoints | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         watch: Watch | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         self._lesson, self._settings, self._module = lesson, lesson.settings, lesson.student.module
+        self._ranks = ranks
         self._checkpoints, self._watch = checkpoints, watch
         self._checkpoint_seconds, self._saved_at = checkpoint_seconds, time.monotonic()
         self._in_epoch = lesson.order.steps
@@ -98,6 +105,7 @@ class Training:
         parameters = [*self._module.to(lesson.device).parameters(), *lesson.goal.to(lesson.device).parameters()]
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._optimizer = make_optimizer(self._settings, self._parameters)
+        self._statistics = states.statistics(self._module)
         self._progress = _Progress()
         self._average = None if self._settings.average is None else states.copied(states.live(self._module))
         self._best: states.State = {}
@@ -110,6 +118,9 @@ class Training:
         """
         with torch.random.fork_rng(devices=[self._lesson.device] if self._lesson.device.type == "cuda" else []):
             resumed = self._resume()
+            self._ranks.start_alike(
+                tensor for part in (self._module, self._lesson.goal) for tensor in states.live(part).values()
+            )
             progress = self._progress
             if not progress.history:
                 self._close_epoch(0)
@@ -126,11 +137,12 @@ class Training:
         progress, lesson = self._progress, self._lesson
         first = progress.step % self._in_epoch
         plan = list(enumerate(lesson.order.epoch(epoch, first), first))
-        feeds = (lesson.feeds(rows, epoch, at, part) for at, parts in plan for part, rows in enumerate(parts))
+        rank = self._ranks.rank
+        feeds = (lesson.feeds(rows, epoch, at, part, rank) for at, parts in plan for part, rows in enumerate(parts))
         start = time.perf_counter() - progress.seconds
         with contextlib.closing(self._answered(feeds)) as answered:
             for at, parts in plan:
-                torch.manual_seed(_seed(self._settings.seed, epoch, at))
+                torch.manual_seed(_seed(self._settings.seed, epoch, at, rank))
                 self._step(parts, answered, f"epoch {epoch + 1}, step {at + 1}")
                 progress.seconds = time.perf_counter() - start
                 text = f"epoch {epoch + 1} of {self._settings.epochs}, loss {progress.loss / (at + 1):.4f}"
@@ -144,12 +156,16 @@ class Training:
             group["lr"] = settings.rate(progress.step, self._steps)
         self._optimizer.zero_grad(set_to_none=True)
         self._lesson.student.train(frozen=settings.freeze_statistics)
-        count, total = sum(map(len, parts)), 0.0
+        total = 0.0
         for rows in parts:
             feeds, answers = next(answered)
-            loss = self._loss(feeds, answers, rows)[0] * (len(rows) / count)
-            total += self._finite(loss.item(), "loss", where)
+            loss = self._loss(feeds, answers, rows)[0] * (len(rows) / self._lesson.order.batch)
+            total += loss.item()
             loss.backward()  # type: ignore[no-untyped-call]
+        (total,) = self._ranks.summed([total])
+        self._finite(total, "loss", where)
+        self._ranks.add_gradients(self._parameters)
+        self._ranks.averaged(self._statistics)
         norm = nn.utils.clip_grad_norm_(self._parameters, settings.clip or math.inf)
         self._finite(float(norm), "gradient", where)
         self._optimizer.step()
@@ -232,6 +248,7 @@ class Training:
                     mask=mask,
                     samples=len(rows),
                 )
+        judged.sums = self._ranks.summed(judged.sums)
         return judged.to_json(classes=compares_classes(self._settings), labelled=lesson.samples.labels is not None)
 
     def _patience_is_over(self) -> bool:
@@ -263,7 +280,7 @@ class Training:
         self._saved_at = time.monotonic()
 
     def _resume(self) -> int | None:
-        found = None if self._checkpoints is None else self._checkpoints.load()
+        found = self._ranks.from_first(lambda: None if self._checkpoints is None else self._checkpoints.load())
         if found is None:
             return None
         self._progress = _Progress(**found.progress)

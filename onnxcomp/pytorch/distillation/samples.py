@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.data import Batches
-from onnxcomp.errors import DataError
+from onnxcomp.errors import DataError, UsageError
 from onnxcomp.model import InputSpec
+from onnxcomp.pytorch.distillation.lengths import Lengths
 
 Feeds = dict[str, np.ndarray]
 
@@ -30,12 +31,14 @@ class Samples:
         labels: (samples, ...) or None.
         size: samples per run where the model fixes it, else None.
         source: where they come from, for records.
+        lengths: of texts; None for samples of one shape.
     """
 
     arrays: Mapping[str, np.ndarray]
     labels: np.ndarray | None
     size: int | None
     source: Mapping[str, Any]
+    lengths: Lengths | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -44,11 +47,18 @@ class Samples:
         """Arrays for one run, by input name."""
         if self.size == 1:
             return {name: array[rows[0], ...] for name, array in self.arrays.items()}
-        return {name: array[rows] for name, array in self.arrays.items()}
+        feeds = {name: array[rows] for name, array in self.arrays.items()}
+        return feeds if self.lengths is None else self.lengths.cut(feeds, rows)
 
     def labels_of(self, rows: np.ndarray) -> np.ndarray | None:
-        """Labels of one run."""
-        return None if self.labels is None else self.labels[rows]
+        """Labels of one run; of each position, where there is one for each."""
+        if self.labels is None:
+            return None
+        labels: np.ndarray = self.labels[rows]
+        lengths = self.lengths
+        if lengths is not None and labels.ndim > 1 and labels.shape[1] == lengths.longest:
+            labels = labels[:, : lengths.each[rows].max()]
+        return labels
 
 
 def read(data: Batches | str | os.PathLike[str] | Mapping[str, np.ndarray], inputs: Sequence[InputSpec]) -> Samples:
@@ -85,18 +95,23 @@ def read(data: Batches | str | os.PathLike[str] | Mapping[str, np.ndarray], inpu
         together = np.concatenate(known) if known and len(known) == len(labels) else None
     except ValueError as error:
         raise DataError(f"shards of different shapes: {error}", where=batches.source.name) from error
-    return Samples(arrays, together, size, batches.to_json())
+    return Samples(arrays, together, size, batches.to_json(), Lengths.of(inputs, arrays))
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
     """Which samples train, which judge, and when each comes; a function of the seed alone.
 
+    Texts of different lengths come in different runs.
+
     Attributes:
         training, judging: rows of the samples.
-        batch: samples per step.
-        part: samples per run.
+        batch: samples per step, of all processes together.
+        part: samples per run, at most.
         seed: of the order.
+        unit: samples that stay together, as the model fixes it.
+        lengths: of texts.
+        rank, ranks: which process of how many this is; each has its share of every step.
     """
 
     training: np.ndarray
@@ -104,6 +119,10 @@ class Order:
     batch: int
     part: int
     seed: int
+    unit: int = 1
+    lengths: Lengths | None = None
+    rank: int = 0
+    ranks: int = 1
 
     @property
     def steps(self) -> int:
@@ -114,17 +133,29 @@ class Order:
         """For each step of an epoch, from step `first` on, the rows of its runs."""
         shuffled = np.random.default_rng([self.seed, epoch]).permutation(self.training)
         for position in range(first, self.steps):
-            yield list(_parts(shuffled[position * self.batch : (position + 1) * self.batch], self.part))
+            yield self._runs(self._share(shuffled[position * self.batch : (position + 1) * self.batch]))
 
     def judged(self) -> Iterator[np.ndarray]:
         """The rows of each run over the judging samples."""
-        return _parts(self.judging, self.part)
+        yield from self._runs(self.judging)[self.rank :: self.ranks]
+
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        """What this process takes of a step: its samples in a row, as many as the others' or one unit more."""
+        units = np.array_split(np.arange(len(rows) // self.unit), self.ranks)[self.rank]
+        return rows[units[0] * self.unit : (units[-1] + 1) * self.unit]
+
+    def _runs(self, rows: np.ndarray) -> list[np.ndarray]:
+        alike = [rows] if self.lengths is None else self.lengths.alike(rows)
+        return [group[low : low + self.part] for group in alike for low in range(0, len(group), self.part)]
 
 
-def order(samples: Samples, *, validation: float, batch: int, accumulate: int, seed: int) -> Order:
+def order(
+    samples: Samples, *, validation: float, batch: int, accumulate: int, seed: int, rank: int = 0, ranks: int = 1
+) -> Order:
     """Split by the seed. A step is at most all of the training samples, and full runs where their size is fixed.
 
-    Raises DataError when nothing is left to train on or to judge by.
+    Raises DataError when nothing is left to train on or to judge by, UsageError for fewer samples per step than
+    processes.
     """
     fixed = samples.size or 1
     count = len(samples)
@@ -139,9 +170,9 @@ def order(samples: Samples, *, validation: float, batch: int, accumulate: int, s
             where="--validation",
             hint="give more samples, or a smaller share",
         )
-    part = samples.size or -(-batch // accumulate)
-    return Order(training, judging, batch, part, seed)
-
-
-def _parts(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (rows[low : low + size] for low in range(0, len(rows), size))
+    if batch // fixed < ranks:
+        raise UsageError(
+            f"{batch // fixed} runs per step for {ranks} processes", where="--batch", hint="a larger batch, or fewer"
+        )
+    part = samples.size or -(-batch // (accumulate * ranks))
+    return Order(training, judging, batch, part, seed, fixed, samples.lengths, rank, ranks)

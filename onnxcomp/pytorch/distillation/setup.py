@@ -15,7 +15,7 @@ from torch import nn
 
 from onnxcomp import model as models
 from onnxcomp.data import Batches
-from onnxcomp.errors import DataError, UnsupportedError, UsageError, nearest
+from onnxcomp.errors import DataError, UsageError, nearest
 from onnxcomp.model import InputSpec
 from onnxcomp.passes.distill import Settings
 from onnxcomp.pytorch.distillation.goal import as_tensors, make_goal, parse_hints
@@ -115,7 +115,7 @@ def make_student(source: Source, place: Class, *, quantization_aware: bool) -> S
     return GraphStudent(file or model, hints)
 
 
-def make_lesson(student: Student, place: Class, augment: Augment | None) -> Lesson:
+def make_lesson(student: Student, place: Class, augment: Augment | None, device: torch.device) -> Lesson:
     """Teacher and student together, proven on the first training samples.
 
     Raises UsageError for outputs and hints that do not belong together, DataError for labels and masks.
@@ -143,19 +143,9 @@ def make_lesson(student: Student, place: Class, augment: Augment | None) -> Less
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # of projectors
             goal.prepare(values, answers)
-    lesson = Lesson(
-        student, place.teacher, goal, (ours, theirs), samples, order, settings, choose_device(settings), augment
-    )
+    lesson = Lesson(student, place.teacher, goal, (ours, theirs), samples, order, settings, device, augment)
     labels = samples.labels_of(rows) if settings.labels_weight else None
     mask = None if settings.mask is None else tensors[settings.mask]
     with torch.no_grad():
         goal(values, answers, labels=None if labels is None else torch.from_numpy(labels), mask=mask)
     return lesson
-
-
-def choose_device(settings: Settings) -> torch.device:
-    """Raises UnsupportedError where CUDA is asked for and torch has none."""
-    there = torch.cuda.is_available()
-    if settings.device == "cuda" and not there:
-        raise UnsupportedError("torch finds no CUDA device", where="--device cuda", hint="--device cpu")
-    return torch.device("cuda" if there and settings.device != "cpu" else "cpu")

@@ -18,6 +18,16 @@ def live(module: nn.Module) -> State:
     return found | {name: buffer for name, buffer in module.named_buffers() if name in lasting}
 
 
+def statistics(module: nn.Module) -> list[Tensor]:
+    """The module's own vectors of floats that training may move without a gradient: BatchNormalization's."""
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return [
+        tensor
+        for name, tensor in live(module).items()
+        if name not in trained and tensor.is_floating_point() and tensor.ndim <= 1
+    ]
+
+
 def copied(state: Mapping[str, Tensor]) -> State:
     """A copy of its own, where the state is."""
     return {name: tensor.clone() for name, tensor in state.items()}

@@ -22,6 +22,7 @@ from onnxcomp.pytorch.distillation.checkpoint import Checkpoints
 from onnxcomp.pytorch.distillation.goal import parse_hints
 from onnxcomp.pytorch.distillation.lesson import Augment, Lesson
 from onnxcomp.pytorch.distillation.loop import CHECKPOINT_SECONDS, Trained, Training
+from onnxcomp.pytorch.distillation.ranks import Ranks, choose_device
 from onnxcomp.pytorch.distillation.samples import order, read
 from onnxcomp.pytorch.distillation.teacher import OrtTeacher, Teacher
 from onnxcomp.pytorch.distillation.tensorboard import TensorBoard
@@ -62,8 +63,11 @@ def teach(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     resume: bool = False,
     tensorboard: str | os.PathLike[str] | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Taught:
     """Train; see `onnxcomp.pytorch.distill` for the arguments. Writes nothing but the cache, checkpoint and curves.
+
+    Where several processes are `joined`, each calls this; the first writes checkpoint and curves.
 
     Raises UsageError, DataError, UnsupportedError, GateError, OutputError.
     """
@@ -72,10 +76,10 @@ def teach(
     with contextlib.ExitStack() as open_files:
         live: Teacher = OrtTeacher(teacher, [theirs for theirs, _ in parse_hints(settings.hint)])
         guide = live if cache is None else open_files.enter_context(Cached(live, Path(cache)))
-        place = _class(guide, models.signature(models.load(teacher)), data, settings)
+        place = _class(guide, models.signature(models.load(teacher)), data, settings, ranks)
         learner = setup.make_student(student, place, quantization_aware=quantization_aware)
         change = load_attribute(augment) if isinstance(augment, str) else augment
-        lesson = setup.make_lesson(learner, place, change)
+        lesson = setup.make_lesson(learner, place, change, choose_device(settings, ranks))
         run = {
             "settings": settings.to_json(),
             "data": place.samples.source["sha256"],
@@ -84,21 +88,30 @@ def teach(
             "augment": augment if isinstance(augment, str | None) else getattr(augment, "__qualname__", "a function"),
             "quantization_aware": quantization_aware,
         }
-        kept = None if checkpoint is None else Checkpoints(Path(checkpoint), run, resume=resume)
-        watch = None if tensorboard is None else open_files.enter_context(TensorBoard(tensorboard))
+        kept = watch = None
+        if checkpoint is not None and ranks.first:
+            kept = Checkpoints(Path(checkpoint), run, resume=resume)
+        if tensorboard is not None and ranks.first:
+            watch = open_files.enter_context(TensorBoard(tensorboard))
         start = time.perf_counter()
-        trained = Training(lesson, checkpoints=kept, checkpoint_seconds=checkpoint_seconds, watch=watch).run()
+        trained = Training(
+            lesson, checkpoints=kept, checkpoint_seconds=checkpoint_seconds, watch=watch, ranks=ranks
+        ).run()
     return Taught(lesson, trained, time.perf_counter() - start)
 
 
-def _class(teacher: Teacher, signature: models.Signature, data: Data, settings: Settings) -> setup.Class:
+def _class(teacher: Teacher, signature: models.Signature, data: Data, settings: Settings, ranks: Ranks) -> setup.Class:
     samples = read(data, signature.inputs)
+    if settings.loss == "dist":  # it compares samples with each other: those of a part belong into one run
+        samples = dataclasses.replace(samples, lengths=None)
     plan = order(
         samples,
         validation=settings.validation,
         batch=settings.batch,
         accumulate=settings.accumulate,
         seed=settings.seed,
+        rank=ranks.rank,
+        ranks=ranks.count,
     )
     outputs = tuple(spec.name for spec in signature.outputs if spec.name in teacher.names)
     return setup.Class(teacher, signature.inputs, outputs, samples, plan, settings)
