@@ -21,6 +21,7 @@ from onnxcomp import model, replicas
 from onnxcomp.bench import statistics
 from onnxcomp.bench.feeds import Feeds
 from onnxcomp.bench.job import Job
+from onnxcomp.bench.latency import PERCENTILES
 from onnxcomp.bench.paired import Paired
 from onnxcomp.bench.placement import Placement, placement
 from onnxcomp.bench.result import Setting
@@ -88,13 +89,12 @@ class ColdResult:
     def to_json(self, *, samples: bool = True) -> dict[str, Any]:
         """The object under `results`; `samples` adds every process. `latency_ms` is that of the total."""
         total = self._ms("total")
-        shares = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
         out: dict[str, Any] = {
             "model": self.model,
             **self.setting.to_json(),
             "page_cache": self.cache,
             "processes": len(self.starts),
-            "latency_ms": {name: statistics.percentile(total, share).to_json() for name, share in shares},
+            "latency_ms": {name: statistics.percentile(total, share).to_json() for name, share in PERCENTILES},
             "throughput": None,
             "cold_ms": {phase: statistics.percentile(self._ms(phase), 0.5).to_json() for phase in PHASES},
             "memory": self._memory(),

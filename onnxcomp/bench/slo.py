@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.bench import dependent, queueing
+from onnxcomp.bench.latency import PERCENTILES
 from onnxcomp.bench.statistics import Percentile
-from onnxcomp.bench.traffic import PERCENTILES, WARM_UP, Traffic, poisson
+from onnxcomp.bench.traffic import WARM_UP, Traffic, poisson
 
 VERDICTS = ("met", "missed", "undecided")
 

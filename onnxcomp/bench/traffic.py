@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.bench import dependent, statistics
+from onnxcomp.bench.latency import PERCENTILES
 from onnxcomp.memory import Memory
 from onnxcomp.replicas import Served
-
-#: percentiles that are reported
-PERCENTILES: tuple[tuple[str, float], ...] = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
 
 #: the first requests find an empty line: this share of them counts nowhere
 WARM_UP = 0.05

@@ -66,6 +66,7 @@ def test_a_line_that_only_grows_is_given_up(tmp_path):
     assert run.served + run.abandoned <= 200
     assert run.abandoned > 0
     assert sorted(np.concatenate([s.number for s in found])) == list(range(run.served))  # no gap
+    object.__setattr__(run, "taken_ns", run.started_ns)  # how late a busy machine wakes us does not matter here
     assert slo.judge(run, 10.0).verdict == "missed"
     assert run.to_json()["abandoned"] == run.abandoned
 
