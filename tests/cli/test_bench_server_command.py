@@ -10,8 +10,9 @@ import sys
 import builders
 import pytest
 
-from onnxcomp.cli import main
+from onnxcomp.cli.bench import command
 from onnxcomp.cli.shell import Shell
+from onnxcomp.errors import UsageError
 from onnxcomp.report import page
 
 
@@ -81,9 +82,12 @@ def answers(monkeypatch):
 
 
 def run(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "net.onnx", *arguments])
-    return stop.value.code
+    """The exit code."""
+    try:
+        command.main(["net.onnx", *arguments], prog_name="bench", standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 @pytest.mark.parametrize(
@@ -171,8 +175,8 @@ def test_the_page_shows_the_scenarios():
 
 def test_one_real_run(tmp_path):
     model = builders.save(builders.mlp(), tmp_path / "mlp.onnx")
-    command = [sys.executable, "-m", "onnxcomp", "bench", model, "--scenario", "server", "--rate", "200"]
-    done = subprocess.run([*command, "--seconds", "1", "--json"], capture_output=True, text=True, check=False)
+    line = [sys.executable, "-m", "onnxcomp", "bench", model, "--scenario", "server", "--rate", "200"]
+    done = subprocess.run([*line, "--seconds", "1", "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (one,) = json.loads(done.stdout)["results"]
     assert one["rate"] == 200
@@ -180,9 +184,7 @@ def test_one_real_run(tmp_path):
 
 
 @pytest.mark.parametrize("options", [("--scenario", "server"), ("--slo-p99", "5")])
-def test_usage(tmp_path, options, capsys):
+def test_usage(tmp_path, options):
     model = builders.save(builders.mlp(), tmp_path / "mlp.onnx")
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", str(model), *options])
-    assert stop.value.code == 2
-    assert "rate" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="rate"):
+        command.main([str(model), *options], prog_name="bench", standalone_mode=False)
