@@ -79,8 +79,9 @@ def say(text: str, fraction: float) -> None:
     print(f"{fraction:4.0%} {text}", file=sys.stderr, flush=True)  # noqa: T201 - same
 
 
-def rows(count: int, wanted: int = CALIBRATION) -> np.ndarray:
-    """Indices of the samples that calibrate, or so many: drawn with a fixed seed, in order."""
+def rows(count: int, wanted: int | None = None) -> np.ndarray:
+    """Indices of `CALIBRATION` samples, or of `wanted`: drawn with a fixed seed, in order."""
+    wanted = CALIBRATION if wanted is None else wanted
     drawn = np.random.default_rng(0).choice(count, min(count, wanted), replace=False)
     return np.sort(drawn)
 

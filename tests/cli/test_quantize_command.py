@@ -10,8 +10,8 @@ from test_cli import fails, ok, run
 from onnxcomp.runtime import open_session
 
 KEYS = {
-    "schema", "input", "output", "size_ratio", "passes", "fidelity", "equivalence", "speed", "data", "warnings",
-    "versions",
+    "schema", "input", "output", "size_ratio", "passes", "fidelity", "equivalence", "score", "speed", "data",
+    "warnings", "versions",
 }  # fmt: skip
 
 
