@@ -388,7 +388,9 @@ def test_when_sharing_is_effective():
 
     assert sharing(100, 5, 4).effective
     assert not sharing(100, 60, 4).effective
-    assert sharing(100, 45, 4, weights=90).effective  # buffers that stayed in the arena
+    assert sharing(100, 45, 4, weights=90).effective  # buffers in which ORT packed to compare
+    small = dataclasses.replace(sharing(7, 2, 1), packed_bytes=5120, pack_private_bytes=(1 << 20) + 300_000)
+    assert small.effective  # a process varies by more than there is to pack
     assert not sharing(100, 45, 4, weights=42).effective  # all packed again; the rest was never packed
     assert sharing(100, 5, None).effective
     assert sharing(2, 2, 2).shared is None

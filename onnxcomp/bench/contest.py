@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.bench import statistics
+from onnxcomp.bench.paired import entries, judged
 from onnxcomp.bench.turn import Turn, Variant
 
 #: memory that is compared
@@ -41,34 +42,12 @@ class Contest:
     @property
     def decisions(self) -> tuple[statistics.Decision, ...]:
         """One per candidate."""
-        return tuple(
-            statistics.decide(
-                self._logs(index),
-                self.control,
-                delta=self.delta,
-                looks=(len(self.turns[0]),),
-                candidates=len(self.names) - 1,
-            )
-            for index in range(1, len(self.names))
-        )
+        return judged(self._logs, self.control, self.delta)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One object per candidate, with the keys of every comparison."""
-        return [
-            {
-                "candidate": name,
-                "reference": self.names[0],
-                **decision.to_json(),
-                "delta": self.delta,
-                "clock": self.clock,
-                "rounds": len(self.turns[0]),
-                "between_round_sd": float(self._logs(index).std(ddof=1)),
-                "round_ratios": [float(r) for r in np.exp(self._logs(index))],
-                "seed": self.seed,
-                "notes": [],
-            }
-            for index, (name, decision) in enumerate(zip(self.names[1:], self.decisions, strict=True), 1)
-        ]
+        """See `entries`."""
+        about = {"delta": self.delta, "clock": self.clock, "seed": self.seed}
+        return entries(self.names, self._logs, self.decisions, **about)
 
     def contention(self) -> None:
         """Not known: workers may wait for each other."""
@@ -82,8 +61,9 @@ class Contest:
             "control_ratios": [float(r) for r in np.exp(self.control)],
         }
 
-    def _logs(self, index: int) -> np.ndarray:
-        return logs(self.turns[index], self.turns[0], deciding(self.clock))
+    @property
+    def _logs(self) -> list[np.ndarray]:
+        return [logs(one, self.turns[0], deciding(self.clock)) for one in self.turns[1:]]
 
 
 def deciding(clock: str) -> Callable[[Turn], float]:

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxcomp.bench import statistics
+
+
+def judged(logs: Sequence[np.ndarray], control: Sequence[float], delta: float) -> tuple[statistics.Decision, ...]:
+    """One decision per candidate, made once, at the end: its log(reference / candidate) per round beside a control."""
+    return tuple(
+        statistics.decide(one, control, delta=delta, looks=(len(control),), candidates=len(logs)) for one in logs
+    )
+
+
+def entries(
+    names: Sequence[str],
+    logs: Sequence[np.ndarray],
+    decisions: Sequence[statistics.Decision],
+    **more: Any,
+) -> list[dict[str, Any]]:
+    """One object per candidate, with the keys of every comparison; `more` stands in each."""
+    return [
+        {
+            "candidate": name,
+            "reference": names[0],
+            **decision.to_json(),
+            **more,
+            "rounds": len(one),
+            "between_round_sd": float(one.std(ddof=1)),
+            "round_ratios": [float(r) for r in np.exp(one)],
+            "notes": [],
+        }
+        for name, one, decision in zip(names[1:], logs, decisions, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,36 +63,12 @@ class Paired:
     @property
     def decisions(self) -> tuple[statistics.Decision, ...]:
         """One per candidate."""
-        control = np.log(np.asarray(self.values[0]) / np.asarray(self.control))
-        return tuple(
-            statistics.decide(
-                self._logs(index),
-                control,
-                delta=self.delta,
-                looks=(len(self.control),),
-                candidates=len(self.names) - 1,
-            )
-            for index in range(1, len(self.names))
-        )
+        return judged(self._logs, np.log(np.asarray(self.values[0]) / np.asarray(self.control)), self.delta)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One object per candidate, with the keys of every comparison."""
-        return [
-            {
-                "candidate": name,
-                "reference": self.names[0],
-                **decision.to_json(),
-                "delta": self.delta,
-                "clock": "wall",
-                "what": self.what,
-                "rounds": len(self.control),
-                "between_round_sd": float(self._logs(index).std(ddof=1)),
-                "round_ratios": [float(r) for r in np.exp(self._logs(index))],
-                "seed": self.seed,
-                "notes": [],
-            }
-            for index, (name, decision) in enumerate(zip(self.names[1:], self.decisions, strict=True), 1)
-        ]
+        """See `entries`."""
+        about = {"delta": self.delta, "clock": "wall", "what": self.what, "seed": self.seed}
+        return entries(self.names, self._logs, self.decisions, **about)
 
     def contention(self) -> None:
         """Not known: the numbers are wall times."""
@@ -72,6 +78,6 @@ class Paired:
         """What the rounds measured, per arm."""
         return {"arms": list(self.names), "values": [list(v) for v in self.values], "control": list(self.control)}
 
-    def _logs(self, index: int) -> np.ndarray:
-        found: np.ndarray = np.log(np.asarray(self.values[0]) / np.asarray(self.values[index]))
-        return found
+    @property
+    def _logs(self) -> list[np.ndarray]:
+        return [np.log(np.asarray(self.values[0]) / np.asarray(one)) for one in self.values[1:]]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxcomp import documents
-from onnxcomp.errors import DataError
+from onnxcomp.errors import DataError, OnnxcompError
 from onnxcomp.pack.host import Host
 
 NAME = "pack.json"
@@ -67,8 +67,8 @@ def is_pack(folder: Path) -> bool:
     """Whether a folder holds a pack that was finished."""
     try:
         return documents.read(folder / NAME).get("schema") == SCHEMA
-    except Exception:  # noqa: BLE001 - whatever else lies there is not ours
-        return False
+    except OnnxcompError:
+        return False  # whatever lies there is not ours
 
 
 def read(folder: Path) -> Manifest:

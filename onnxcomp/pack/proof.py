@@ -70,7 +70,7 @@ class Sharing:
             return False
         if not self.packed_bytes or self.least_private_bytes is None:
             return True
-        return self.pack_private_bytes - self.least_private_bytes < _PACKED_AGAIN * self.packed_bytes
+        return self.pack_private_bytes - self.least_private_bytes < max(_PACKED_AGAIN * self.packed_bytes, _NOISE)
 
     @property
     def larger(self) -> bool:

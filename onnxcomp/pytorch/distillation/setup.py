@@ -15,6 +15,7 @@ from torch import nn
 
 from onnxcomp import model as models
 from onnxcomp.data import Batches
+from onnxcomp.data.sources import from_arrays
 from onnxcomp.errors import DataError, UsageError, nearest
 from onnxcomp.model import InputSpec
 from onnxcomp.passes.distill import Settings
@@ -55,7 +56,8 @@ def onnx_file(source: object) -> Path | None:
 
 def batches(samples: Samples, rows: np.ndarray, inputs: Sequence[InputSpec]) -> Batches:
     """Some of the samples for a run in ONNX Runtime."""
-    return Batches({name: array[rows] for name, array in samples.arrays.items()}, inputs, batch_size=_RUN)
+    arrays = {name: array[rows] for name, array in samples.arrays.items()}
+    return Batches(from_arrays(arrays, samples.source["source"]), inputs, batch_size=_RUN)
 
 
 @dataclasses.dataclass(frozen=True)
