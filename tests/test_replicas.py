@@ -39,9 +39,19 @@ def wide(tmp_path):
     return builders.save(builders.mlp(width=160_000), tmp_path / "wide.onnx")
 
 
+BEFORE = set()  # what other tests of this process keep: a fork server and its tracker
+
+
+@pytest.fixture(autouse=True)
+def _apart_from_other_tests():
+    BEFORE.clear()
+    BEFORE.update(psutil.Process().children(recursive=True))
+
+
 def mine():
-    """Processes that this one has started and that still run."""
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    """Processes that the test has started and that still run."""
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if p not in BEFORE and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def digest(outputs):
