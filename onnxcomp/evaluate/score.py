@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from onnxcomp import runtime, worker
+from onnxcomp import runtime
 from onnxcomp.data import Batches
 from onnxcomp.data.sources import load_attribute
 from onnxcomp.errors import DataError, UsageError, nearest
-from onnxcomp.evaluate.fidelity import as_array
 from onnxcomp.evaluate.intervals import CONFIDENCE, Interval, paired_drop, wilson
+from onnxcomp.evaluate.predictions import Predictions, predict
 
 _RESAMPLES = 2000
 
@@ -80,7 +80,7 @@ def evaluate(
 
     Raises DataError without labels or with random data, UsageError for an unknown metric.
     """
-    fn, higher = _metric(metric)
+    _metric(metric)  # before anything runs
     session = runtime.open_session(model, provider=provider)
     batches = data if isinstance(data, Batches) else Batches(data, session.signature.inputs, batch_size=batch_size)
     batches.require_real("accuracy")
@@ -90,80 +90,21 @@ def evaluate(
             where=batches.source.name,
             hint="add an array named labels, or use 'onnxcomp compare'",
         )
-    ours = _predictions(session, batches, metric, output)
-    reference = drop = None
-    if against is None:
-        value = fn(ours, None)[0]
-    else:
-        other = runtime.open_session(against, provider=provider)
-        theirs = _predictions(other, batches, metric, output)
-        value, reference, drop = fn(ours, theirs)
-    return Score(metric, value, len(ours.labels), reference, drop, higher, batches.source.name)
+    ours, theirs = predict(session, batches, metric, output), None
+    if against is not None:
+        theirs = predict(runtime.open_session(against, provider=provider), batches, metric, output)
+    return score(metric, ours, theirs, batches.source.name)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Predictions:
-    """Outputs (samples, ...) by name, the chosen one, and labels (samples, ...)."""
-
-    outputs: Mapping[str, np.ndarray]
-    chosen: np.ndarray
-    labels: np.ndarray
+def score(metric: str, ours: Predictions, theirs: Predictions | None, data: str) -> Score:
+    """What predictions are worth, and the drop from those of a reference on the same samples."""
+    fn, higher = _metric(metric)
+    value, reference, drop = fn(ours, theirs)
+    return Score(metric, value, len(ours.labels), reference, drop, higher, data)
 
 
 _Judged = tuple[Interval, Interval | None, Interval | None]
-_Metric = Callable[[_Predictions, _Predictions | None], _Judged]
-
-
-def _predictions(session: runtime.Session, batches: Batches, metric: str, output: str | None) -> _Predictions:
-    """Only what the metric needs is kept: class scores become one label, or five, per sample."""
-    names = [spec.name for spec in session.signature.outputs]
-    if output is not None and output not in names:
-        raise UsageError(f"the model has no output '{output}'", hint=nearest(output, names))
-    keep_all = ":" in metric
-    kept: dict[str, list[np.ndarray]] = {}
-    labels = []
-    total, done = batches.samples, 0
-    for batch in batches:
-        worker.report(f"evaluating {session.path.name}", done / total)
-        done += batch.samples
-        if batch.labels is None:
-            raise DataError("some samples have no labels", where=batches.source.name)
-        labels.append(np.asarray(batch.labels))
-        arrays = {n: a for n, v in session.run(batch.feeds).items() if (a := as_array(v)) is not None}
-        if not keep_all:
-            name = output or _choose(arrays, metric, batch.samples)
-            arrays = {name: _reduce(arrays[name], metric, batch.samples)}
-        for name, array in arrays.items():
-            kept.setdefault(name, []).append(array)
-    outputs = {name: np.concatenate(parts) for name, parts in kept.items()}
-    return _Predictions(outputs, next(iter(outputs.values())), np.concatenate(labels))
-
-
-def _choose(arrays: Mapping[str, np.ndarray], metric: str, samples: int) -> str:
-    """The first output with one row per sample; class scores before anything else."""
-    rows = {n: a for n, a in arrays.items() if a.ndim and a.shape[0] == samples}
-    if metric in ("accuracy", "top5", "f1"):
-        for name, array in rows.items():
-            if array.dtype.kind == "f" and array.ndim >= 2 and array[0].size >= 2:
-                return name
-    if not rows:
-        raise DataError("no output has one row per sample", hint="choose one with --output")
-    return next(iter(rows))
-
-
-def _reduce(array: np.ndarray, metric: str, samples: int) -> np.ndarray:
-    flat = array.reshape(samples, -1)
-    if metric == "top5":
-        return np.argsort(-flat, axis=1, kind="stable")[:, :5]
-    if metric in ("accuracy", "f1"):
-        is_label = flat.shape[1] == 1 and array.dtype.kind in "iu"
-        if flat.shape[1] == 1 and not is_label:
-            raise UsageError(
-                f"{metric} needs one score per class, and the output has one number per sample",
-                hint="say what counts as right with --metric FILE.py:fn, or choose another output with --output",
-            )
-        return flat[:, 0] if is_label else np.argmax(flat, axis=1)
-    return flat[:, 0] if flat.shape[1] == 1 else flat
+_Metric = Callable[[Predictions, Predictions | None], _Judged]
 
 
 def _metric(name: str) -> tuple[_Metric, bool]:
@@ -177,8 +118,8 @@ def _metric(name: str) -> tuple[_Metric, bool]:
     )
 
 
-def _proportion(correct: Callable[[_Predictions], np.ndarray]) -> _Metric:
-    def judge(ours: _Predictions, theirs: _Predictions | None) -> _Judged:
+def _proportion(correct: Callable[[Predictions], np.ndarray]) -> _Metric:
+    def judge(ours: Predictions, theirs: Predictions | None) -> _Judged:
         hit = correct(ours)
         value = wilson(int(hit.sum()), len(hit))
         if theirs is None:
@@ -189,10 +130,10 @@ def _proportion(correct: Callable[[_Predictions], np.ndarray]) -> _Metric:
     return judge
 
 
-def _bootstrap(score: Callable[[_Predictions, np.ndarray], float]) -> _Metric:
+def _bootstrap(score: Callable[[Predictions, np.ndarray], float]) -> _Metric:
     """Percentile bootstrap over samples, the same resamples for both models (so it is paired)."""
 
-    def judge(ours: _Predictions, theirs: _Predictions | None) -> _Judged:
+    def judge(ours: Predictions, theirs: Predictions | None) -> _Judged:
         count = len(ours.labels)
         everything = np.arange(count)
         rows = [everything, *_resamples(count)]
@@ -218,8 +159,8 @@ def _percentiles(values: np.ndarray) -> Interval:
     return Interval(float(values[0]), float(low), float(high))
 
 
-def _user_metric(fn: Callable[..., Any], name: str, ours: _Predictions, theirs: _Predictions | None) -> _Judged:
-    def scores(p: _Predictions) -> np.ndarray:
+def _user_metric(fn: Callable[..., Any], name: str, ours: Predictions, theirs: Predictions | None) -> _Judged:
+    def scores(p: Predictions) -> np.ndarray:
         found = np.asarray(fn(p.outputs, p.labels), np.float64)
         if found.shape != (len(p.labels),):
             raise DataError(
@@ -228,12 +169,12 @@ def _user_metric(fn: Callable[..., Any], name: str, ours: _Predictions, theirs: 
             )
         return found
 
-    mine = _Predictions({}, scores(ours), ours.labels)
-    other = None if theirs is None else _Predictions({}, scores(theirs), theirs.labels)
+    mine = Predictions({}, scores(ours), ours.labels)
+    other = None if theirs is None else Predictions({}, scores(theirs), theirs.labels)
     return _bootstrap(lambda p, rows: float(np.mean(p.chosen[rows])))(mine, other)
 
 
-def _f1(p: _Predictions, rows: np.ndarray) -> float:
+def _f1(p: Predictions, rows: np.ndarray) -> float:
     """Macro F1: the mean over classes that occur of 2 TP / (2 TP + FP + FN)."""
     want, got = p.labels[rows].astype(np.int64).reshape(-1), p.chosen[rows].astype(np.int64)
     classes = int(max(want.max(), got.max())) + 1
@@ -243,7 +184,7 @@ def _f1(p: _Predictions, rows: np.ndarray) -> float:
     return float(np.mean((2 * hit / np.maximum(support + called, 1))[occurs]))
 
 
-def _mse(p: _Predictions, rows: np.ndarray) -> float:
+def _mse(p: Predictions, rows: np.ndarray) -> float:
     want = p.labels[rows].reshape(len(rows), -1)
     got = p.chosen[rows].reshape(len(rows), -1)
     if want.shape != got.shape:
@@ -251,7 +192,7 @@ def _mse(p: _Predictions, rows: np.ndarray) -> float:
     return float(np.mean((want - got) ** 2))
 
 
-def _spearman(p: _Predictions, rows: np.ndarray) -> float:
+def _spearman(p: Predictions, rows: np.ndarray) -> float:
     want, got = p.labels[rows].reshape(-1), p.chosen[rows].reshape(-1)
     if want.shape != got.shape:
         raise DataError(f"labels {want.shape} and outputs {got.shape} do not fit", where="spearman")
