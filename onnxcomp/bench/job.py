@@ -32,6 +32,7 @@ class Job:
         seed: of all random orders.
         delta: a smaller relative difference is none.
         max_runs: at most so many runs of a single model count.
+        sessions: fresh sessions that share these runs.
         bind: use IO binding; None: on every provider but the CPU.
         done, share: where this job stands in the whole benchmark, for the progress.
     """
@@ -51,6 +52,7 @@ class Job:
     bind: bool | None
     done: float
     share: float
+    sessions: int = 1
 
     def setting(self, feeds: Feeds) -> Setting:
         """What the results ran under."""

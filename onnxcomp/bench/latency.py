@@ -57,6 +57,7 @@ class Latency:
         samples_per_run: batch size.
         warm_up: see `WarmUp`.
         clock: what `cpu_ns` counts, 'thread' or 'process'.
+        sessions: how many of the runs each fresh session made, in order; empty: all ran in one.
     """
 
     wall_ns: tuple[int, ...]
@@ -64,6 +65,7 @@ class Latency:
     samples_per_run: int
     warm_up: WarmUp
     clock: str
+    sessions: tuple[int, ...] = ()
 
     @property
     def contention(self) -> float:
@@ -99,10 +101,12 @@ class Latency:
             "warm_up": self.warm_up.to_json(),
             "contention": self.contention,
             "cpu_clock": self.clock,
+            "sessions": max(len(self.sessions), 1),
             "cpu_ms_p50": plain.median(self.cpu_ns) / 1e6,
         }
         if samples:
-            out["samples"] = {"wall_ns": list(self.wall_ns), "cpu_ns": list(self.cpu_ns)}
+            counts = list(self.sessions) or [len(self.wall_ns)]
+            out["samples"] = {"wall_ns": list(self.wall_ns), "cpu_ns": list(self.cpu_ns), "per_session": counts}
         return out
 
 
@@ -162,6 +166,18 @@ def measure(
         samples_per_run=samples_per_run,
         warm_up=warm,
         clock=clock.cpu_name,
+    )
+
+
+def join(parts: Sequence[Latency]) -> Latency:
+    """The runs of several fresh sessions of one model as one; all ran at least once."""
+    warm = WarmUp(sum(p.warm_up.runs for p in parts), all(p.warm_up.stable for p in parts))
+    return dataclasses.replace(
+        parts[0],
+        wall_ns=tuple(ns for p in parts for ns in p.wall_ns),
+        cpu_ns=tuple(ns for p in parts for ns in p.cpu_ns),
+        warm_up=warm,
+        sessions=tuple(len(p.wall_ns) for p in parts),
     )
 
 

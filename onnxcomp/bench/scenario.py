@@ -38,6 +38,7 @@ def bench(
     settings: SessionSettings | None = None,
     delta: float = statistics.DELTA,
     max_runs: int = latency.MAX_RUNS,
+    sessions: int = 1,
     bind: bool | None = None,
     workers: int | Sequence[int] | None = None,
     pack: bool = False,
@@ -65,6 +66,8 @@ def bench(
         settings: other session options; its `threads` is not used.
         delta: a smaller relative difference is none.
         max_runs: at most so many runs of a single model count ('latency').
+        sessions: fresh sessions that share these runs, one after the other ('latency'): two sessions of the same
+            bytes differ by two or three percent, and only several say by how much.
         bind: use IO binding; None: on every provider but the CPU ('latency').
         workers: how many ('workers', 'server'; None: one per core), or callers ('throughput'; None: one).
         pack: make a pack of each model for the occasion, and measure it, too ('workers').
@@ -82,6 +85,8 @@ def bench(
     load = _load(scenario, rate, slo_p99_ms, processes=processes)
     lists: dict[str, Sequence[object]] = {"provider": providers, "batch": batches, "threads": counts, "workers": crowds}
     _check(paths, scenario, seconds, delta, lists)
+    if sessions < 1:
+        raise UsageError("at least one session is needed", where=f"sessions={sessions}")
     given = packs.served(paths)
     packs.check(given, scenario, providers, made=pack)
     settings = settings or SessionSettings()
@@ -105,6 +110,7 @@ def bench(
                 seed=seed + index,
                 delta=delta,
                 max_runs=max_runs,
+                sessions=sessions,
                 bind=bind,
                 done=index / len(every),
                 share=1 / len(every),

@@ -16,6 +16,9 @@ from onnxcomp.bench.job import Job
 from onnxcomp.bench.placement import placement
 from onnxcomp.bench.result import Result
 
+#: where several fresh sessions are asked for and the time ends before
+_FEWEST_SESSIONS = 5
+
 #: share of the time that a comparison gets; the rest goes to the closed loops of the single models
 _COMPARE_SHARE = 0.7
 
@@ -31,26 +34,45 @@ def measure(job: Job) -> tuple[list[Result], list[comparing.Comparison]]:
 
 
 def _single(job: Job, index: int, feeds: Feeds, clock: Clock, share: float) -> Result:
-    """The closed loop of one model, in a session of its own."""
+    """The closed loop of one model, in sessions of its own."""
     placed = placement(job.paths[index], provider=job.provider, settings=job.settings)
     before = memory.measure()
-    start = time.perf_counter()
-    session = job.open(index)
-    open_seconds = time.perf_counter() - start
-    calls = runner.runs(session, feeds.arrays, bind=job.bind)
-    measured = latency.measure(
-        calls,
-        clock,
-        samples_per_run=feeds.samples,
-        seconds=job.seconds * share,
-        max_runs=job.max_runs,
-        progress=lambda f: job.tell(job.names[index], (index + f) * share),
-    )
-    after = memory.measure()
+    measured, open_seconds, after = _sessions(job, index, feeds, clock, share)
     growth = None
     if before.pss_bytes is not None and after.pss_bytes is not None:
         growth = after.pss_bytes - before.pss_bytes
     return Result(job.names[index], job.setting(feeds), measured, after, growth, placed, open_seconds, feeds)
+
+
+def _sessions(
+    job: Job, index: int, feeds: Feeds, clock: Clock, share: float
+) -> tuple[latency.Latency, float, memory.Memory]:
+    """The runs of all sessions; the seconds of the first opening, and the memory after the first session's runs."""
+    begun = time.monotonic()
+    parts: list[latency.Latency] = []
+    seconds = job.seconds * share / job.sessions
+    while len(parts) < job.sessions:
+        if len(parts) >= _FEWEST_SESSIONS and time.monotonic() - begun > job.seconds * share:
+            break
+        done = len(parts) / job.sessions
+        start = time.perf_counter()
+        session = job.open(index)
+        opening = time.perf_counter() - start
+        part = latency.measure(
+            runner.runs(session, feeds.arrays, bind=job.bind),
+            clock,
+            samples_per_run=feeds.samples,
+            # where there are several, opening them is a part of the time
+            seconds=seconds if job.sessions == 1 else max(seconds - opening, 0.0),
+            max_runs=-(-job.max_runs // job.sessions),
+            progress=lambda f, done=done: job.tell(  # type: ignore[misc]
+                job.names[index], (index + done + f / job.sessions) * share
+            ),
+        )
+        if not parts:
+            open_seconds, after = opening, memory.measure()
+        parts.append(part)
+    return (latency.join(parts) if job.sessions > 1 else parts[0]), open_seconds, after
 
 
 def _compare(job: Job, results: Sequence[Result], feeds: Feeds, clock: Clock) -> comparing.Comparison:
