@@ -36,9 +36,11 @@ _PUBLIC: dict[str, str] = {
     "evaluate": "onnxcomp.evaluate",
     "inspect": "onnxcomp.inspect",
     "load": "onnxcomp.model",
+    "open_session": "onnxcomp.runtime",
     "optimize": "onnxcomp.pipeline",
     "optimize_file": "onnxcomp.pipeline",
     "pack": "onnxcomp.pack",
+    "read_settings": "onnxcomp.settings",
     "save": "onnxcomp.pipeline",
     "verify": "onnxcomp.pipeline",
 }
@@ -57,7 +59,8 @@ if TYPE_CHECKING:
     from onnxcomp.pipeline import Optimized, optimize, optimize_file, save, verify
     from onnxcomp.recipe import Recipe
     from onnxcomp.record import Record
-    from onnxcomp.runtime import SessionSettings
+    from onnxcomp.runtime import SessionSettings, open_session
+    from onnxcomp.settings import read_settings
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,8 @@ from onnxcomp.errors import (
     nearest,
 )
 from onnxcomp.model import InputSpec, Signature
-from onnxcomp.settings import CONFIG_KEYS, SessionSettings, session_options
+from onnxcomp.settings import CONFIG_KEYS, OPTIMIZERS, SessionSettings, session_options
+from onnxcomp.settings.host import cpu_flags
 
 try:
     import onnxruntime as ort
@@ -42,6 +43,7 @@ except ImportError as error:
 
 __all__ = [
     "CONFIG_KEYS",
+    "OPTIMIZERS",
     "PROVIDERS",
     "Output",
     "Session",
@@ -216,17 +218,6 @@ def ort_distributions() -> tuple[str, ...]:
     """
     names = metadata.packages_distributions().get("onnxruntime", [])
     return tuple(sorted(f"{name} {metadata.version(name)}" for name in set(names)))
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """Every feature flag of the CPU, in Linux's spelling; none where the system does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    found = re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
-    return frozenset(found[0].split()) if found else frozenset()
 
 
 def cpu_features() -> frozenset[str]:

@@ -30,7 +30,8 @@ from onnxcomp.errors import (
     UnsupportedError,
     UsageError,
 )
-from onnxcomp.pack import feeds, host, make, manifest, proof
+from onnxcomp.pack import feeds, make, manifest, proof
+from onnxcomp.settings import host
 
 WIDE = 1024
 

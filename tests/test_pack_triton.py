@@ -14,7 +14,7 @@ from onnxcomp import pack
 from onnxcomp.errors import DataError, UnsupportedError
 from onnxcomp.model import InputSpec, Signature
 from onnxcomp.pack import proof, triton
-from onnxcomp.pack.host import Host
+from onnxcomp.settings.host import Host
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 

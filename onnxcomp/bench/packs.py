@@ -12,7 +12,8 @@ from pathlib import Path
 from onnxcomp import worker
 from onnxcomp.errors import GateError, UsageError
 from onnxcomp.model import sha256_of
-from onnxcomp.pack import host, make, manifest
+from onnxcomp.pack import make, manifest
+from onnxcomp.settings import host
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,9 @@ from onnxcomp import documents, runtime, worker
 from onnxcomp import model as models
 from onnxcomp.errors import OnnxcompError, OutputError, UnsupportedError, UsageError, nearest
 from onnxcomp.model import walk
-from onnxcomp.pack import feeds, host, manifest, proof, triton
+from onnxcomp.pack import feeds, manifest, proof, triton
 from onnxcomp.pack.manifest import Manifest
-from onnxcomp.settings import SessionSettings
+from onnxcomp.settings import SessionSettings, host
 
 LAYOUTS: tuple[str, ...] = ("plain", "triton")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from onnxcomp import documents
 from onnxcomp.errors import DataError, OnnxcompError
-from onnxcomp.pack.host import Host
+from onnxcomp.settings.host import Host
 
 NAME = "pack.json"
 SCHEMA = "onnxcomp/pack/1"
@@ -78,9 +78,7 @@ def read(folder: Path) -> Manifest:
     if found.get("schema") != SCHEMA:
         raise DataError(f"not a pack's manifest: its schema is {found.get('schema')!r}", where=path)
     try:
-        host = Host(
-            str(found["host"]["onnxruntime"]), str(found["host"]["machine"]), tuple(map(str, found["host"]["flags"]))
-        )
+        host = Host.from_json(found["host"])
         named = {"key", "schema", "source", "layout", "model", "portable", "host", "session", "files"}
         manifest = Manifest(
             source=dict(found["source"]),

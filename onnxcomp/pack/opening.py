@@ -11,11 +11,11 @@ from typing import Any
 from onnxcomp import memory, runtime
 from onnxcomp import model as models
 from onnxcomp.errors import DataError, GateError, InvalidModelError, OnnxcompError, UnsupportedError
-from onnxcomp.pack import feeds, host, manifest, proof
+from onnxcomp.pack import feeds, manifest, proof
 from onnxcomp.pack.manifest import Manifest
 from onnxcomp.pack.proof import Proof
 from onnxcomp.runtime import Session
-from onnxcomp.settings import SessionSettings
+from onnxcomp.settings import SessionSettings, host
 
 _AGAIN = "make the pack again on this host, with 'onnxcomp pack'"
 

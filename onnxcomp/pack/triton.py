@@ -17,7 +17,7 @@ from typing import Any
 from onnxcomp import documents
 from onnxcomp.errors import DataError, UnsupportedError
 from onnxcomp.model import InputSpec, Signature
-from onnxcomp.pack.host import Host
+from onnxcomp.settings.host import Host
 
 _TYPES = {
     "bool": "TYPE_BOOL",

@@ -1,14 +1,14 @@
-"""What a pack is tied to: the runtime that made it and the CPU whose kernels its weights are laid out for."""
+"""What packs and tuned settings are tied to: a runtime, and a CPU, which decides over its kernels."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-
-import onnxruntime as ort
-
-from onnxcomp import runtime
 
 #: flags by which ONNX Runtime's math library chooses kernels, x86 and ARM, in Linux's spelling
 _FLAGS = frozenset(
@@ -38,8 +38,13 @@ class Host:
         """The fields by name."""
         return {"onnxruntime": self.onnxruntime, "machine": self.machine, "flags": list(self.flags)}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Host:
+        """What `to_json` gave. Raises KeyError, TypeError."""
+        return cls(str(values["onnxruntime"]), str(values["machine"]), tuple(map(str, values["flags"])))
+
     def differences(self, other: Host) -> list[str]:
-        """What is not the same in the other, in words; empty where a pack of one serves the other."""
+        """What is not the same in the other, in words; empty where what one made serves the other."""
         found = []
         if self.onnxruntime != other.onnxruntime:
             found.append(f"onnxruntime {self.onnxruntime} here, {other.onnxruntime} there")
@@ -56,4 +61,17 @@ class Host:
 
 def current() -> Host:
     """The runtime of this process, and its CPU."""
-    return Host(ort.__version__, platform.machine(), tuple(sorted(runtime.cpu_flags() & _FLAGS)))
+    import onnxruntime as ort
+
+    return Host(ort.__version__, platform.machine(), tuple(sorted(cpu_flags() & _FLAGS)))
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Every feature flag of the CPU, in Linux's spelling; none where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    found = re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return frozenset(found[0].split()) if found else frozenset()
