@@ -59,16 +59,18 @@ def sojourns(arrivals: np.ndarray, services: np.ndarray, workers: int = 1) -> np
         done = np.cumsum(services, axis=-1)
         found: np.ndarray = done + np.maximum.accumulate(arrivals - (done - services), axis=-1) - arrivals
         return found
-    flat, work = arrivals.reshape(-1, arrivals.shape[-1]), services.reshape(-1, arrivals.shape[-1])
-    lines = np.arange(len(flat))
-    free = np.zeros((len(flat), workers))
+    # one row per request, all lines side by side, so that the loop reads memory in order
+    flat = np.ascontiguousarray(arrivals.reshape(-1, arrivals.shape[-1]).T)
+    work = np.ascontiguousarray(services.reshape(-1, arrivals.shape[-1]).T)
+    lines = np.arange(flat.shape[1])
+    free = np.zeros((flat.shape[1], workers))
     ends = np.empty_like(flat)
-    for request in range(flat.shape[1]):
+    for request in range(len(flat)):
         first = free.argmin(axis=1)
-        end = np.maximum(flat[:, request], free[lines, first]) + work[:, request]
+        end = np.maximum(flat[request], free[lines, first]) + work[request]
         free[lines, first] = end
-        ends[:, request] = end
-    taken: np.ndarray = ends.reshape(arrivals.shape) - arrivals
+        ends[request] = end
+    taken: np.ndarray = ends.T.reshape(arrivals.shape) - arrivals
     return taken
 
 

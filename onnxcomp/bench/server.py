@@ -7,6 +7,7 @@ off by a factor of six at 70 % utilisation. Here latency counts from when a requ
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -37,6 +38,30 @@ def measure(job: Job, workers: int, load: Load) -> list[ServerResult]:
     for index in np.random.default_rng(job.seed).permutation(len(job.paths)):
         found[int(index)] = _Server(job, feeds, int(index), workers, load, len(found)).result()
     return [found[index] for index in range(len(job.paths))]
+
+
+def open_loop(
+    run: Callable[..., replicas.Replicas], rate: float, seconds: float, *, workers: int, seed: int,
+    slo_p99_ms: float | None = None,
+) -> Traffic:  # fmt: skip
+    """Fresh workers serve Poisson arrivals; the run ends early where the line only grows.
+
+    Args:
+        run: `replicas.run` with all but `due_ns` and `patience` given; it starts `workers`.
+        rate: requests per second.
+        seconds: 600 at most.
+        workers: how many.
+        seed: of the pattern of arrivals.
+        slo_p99_ms: the objective; a request that has waited 20 times as long ends the run.
+
+    Raises UsageError where no request is due, and what `run` raises.
+    """
+    due = traffic.poisson(rate, min(seconds, _LONGEST), seed)
+    if not len(due):
+        raise UsageError(f"no request is due within {seconds:.3g} s", where=f"rate={rate:g}", hint="measure longer")
+    found = run(due_ns=due, patience=max(_PATIENCE_BY_SLO * (slo_p99_ms or 0) / 1e3, _PATIENCE))
+    served = [caller.served for caller in found.callers if caller.served is not None]
+    return traffic.gather(served, rate=rate, workers=workers, due_ns=due, memory=found.memory())
 
 
 @dataclasses.dataclass
@@ -82,14 +107,10 @@ class _Server:
 
     def trial(self, rate: float, seconds: float) -> Traffic:
         """An open loop of fresh workers."""
-        due = traffic.poisson(rate, min(seconds, _LONGEST), self.job.seed)
-        if not len(due):
-            raise UsageError(f"no request is due within {seconds:.3g} s", where=f"rate={rate:g}", hint="measure longer")
         self._tell(f"{rate:.4g} requests a second")
-        patience = max(_PATIENCE_BY_SLO * (self.load.slo_p99_ms or 0) / 1e3, _PATIENCE)
-        found = self._run(due_ns=due, patience=patience)
-        served = [caller.served for caller in found.callers if caller.served is not None]
-        return traffic.gather(served, rate=rate, workers=self.workers, due_ns=due, memory=found.memory())
+        return open_loop(
+            self._run, rate, seconds, workers=self.workers, seed=self.job.seed, slo_p99_ms=self.load.slo_p99_ms
+        )
 
     def _probe(self) -> np.ndarray:
         """How long runs take while all workers run, in ms; and whether there is room for so many."""
