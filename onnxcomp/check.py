@@ -104,7 +104,7 @@ class Check:
         if not runtime.is_large(self._source):
             return compare_sessions(runtime.open_session(self._source), runtime.open_session(path), batches)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            reference = Recorded(self._source, batches, Path(folder))
+            reference = Recorded.record(self._source, batches, Path(folder))
             return compare_sessions(reference, runtime.open_session(path, settings=runtime.frugal(path)), batches)
 
     def _useless(self, fidelity: Fidelity) -> Iterator[str]:

@@ -124,7 +124,7 @@ def compare_sessions(reference: Answering, candidate: Answering, batches: Batche
             if r.shape != c.shape:
                 raise DataError(f"the outputs have different shapes: {r.shape} and {c.shape}", where=f"output {name}")
             sums[name].add(r, c, batch.samples)
-            same = _same_class(r, c, batch.samples)
+            same = same_class(r, c, batch.samples)
             if same is not None:
                 votes[name].append(same)
     if samples == 0:
@@ -170,14 +170,7 @@ class _OutputSums:
             worst = float(np.max(np.abs(diff)))
             self._max_abs = worst if math.isnan(worst) else max(self._max_abs, worst)
             self._largest = max(self._largest, float(np.max(np.abs(np.where(np.isfinite(r), r, 0.0)))))
-        rows = samples if r.ndim and r.shape[0] == samples else 1
-        a, b = r.reshape(rows, -1), c.reshape(rows, -1)
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        dots = np.sum(a * b, axis=1)
-        equal = np.all(same.reshape(rows, -1), axis=1)
-        safe = np.where(norms > 0, norms, 1.0)
-        with np.errstate(invalid="ignore"):  # infinite candidates: NaN, which `max_abs` tells too
-            self._cosines.append(np.where(equal, 1.0, np.where(norms > 0, dots / safe, 0.0)))
+        self._cosines.append(cosines(r, c, samples))
 
     def result(self) -> OutputFidelity:
         cosines = np.concatenate(self._cosines)
@@ -194,6 +187,22 @@ class _OutputSums:
             max_abs=self._max_abs,
             max_rel=self._max_abs / self._largest if self._largest else self._max_abs,
         )
+
+
+def cosines(reference: np.ndarray, candidate: np.ndarray, samples: int) -> np.ndarray:
+    """Cosine similarity of each sample, (samples,); of the whole, (1,), where the first axis does not count samples.
+
+    1 for equal samples, of zeros too; NaN for what is not finite.
+    """
+    r, c = reference.astype(np.float64), candidate.astype(np.float64)
+    rows = samples if r.ndim and r.shape[0] == samples else 1
+    a, b = r.reshape(rows, -1), c.reshape(rows, -1)
+    equal = np.all((a == b) | (np.isnan(a) & np.isnan(b)), axis=1)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    safe = np.where(norms > 0, norms, 1.0)
+    with np.errstate(invalid="ignore"):  # infinite candidates
+        found: np.ndarray = np.where(equal, 1.0, np.where(norms > 0, np.sum(a * b, axis=1) / safe, 0.0))
+    return found
 
 
 def _open_pair(
@@ -220,7 +229,8 @@ def _pair_outputs(reference: Answering, candidate: Answering) -> dict[str, str]:
     )
 
 
-def _same_class(reference: np.ndarray, candidate: np.ndarray, samples: int) -> np.ndarray | None:
+def same_class(reference: np.ndarray, candidate: np.ndarray, samples: int) -> np.ndarray | None:
+    """Whether the largest class score, or the label, of each sample is the same; None for other outputs."""
     if reference.ndim == 0 or reference.shape[0] != samples:
         return None
     if reference.dtype.kind == "f":

@@ -30,7 +30,7 @@ def wilson(hits: int, count: int) -> Interval:
     return Interval(hits / count, float(result.low), float(result.high))
 
 
-def paired_drop(reference: np.ndarray, candidate: np.ndarray) -> Interval:
+def paired_drop(reference: np.ndarray, candidate: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
     """Difference of two proportions over the same samples (reference minus candidate).
 
     bool arrays (samples,). The interval adds half an observation to each cell of the paired table
@@ -41,5 +41,16 @@ def paired_drop(reference: np.ndarray, candidate: np.ndarray) -> Interval:
     won = int(np.sum(~reference & candidate))
     centre = (lost - won) / (count + 2)
     spread = math.sqrt(max(lost + won + 1 - (lost - won) ** 2 / (count + 2), 0.0)) / (count + 2)
-    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * spread
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * spread
     return Interval((lost - won) / count, max(centre - half, -1.0), min(centre + half, 1.0))
+
+
+def bootstrap_mean(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
+    """The mean of (samples,) numbers, with a BCa bootstrap interval (Efron 1987); same numbers, same interval."""
+    mean = float(np.mean(values))
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Interval(mean, mean, mean)
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=2000, batch=100, confidence_level=confidence, method="BCa", rng=0
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))

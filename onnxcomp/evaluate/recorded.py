@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxcomp import model as models
 from onnxcomp import runtime, worker
 from onnxcomp.data import Batches
 from onnxcomp.evaluate.fidelity import as_array
@@ -22,17 +23,22 @@ class Recorded:
         signature: its inputs and outputs.
     """
 
-    def __init__(self, path: str | os.PathLike[str], batches: Batches, folder: Path) -> None:
-        session = runtime.open_session(path, settings=runtime.frugal(path))
-        self.path, self.signature = session.path, session.signature
+    def __init__(self, path: str | os.PathLike[str], folder: Path) -> None:
+        self.path, self.signature = Path(path), models.signature(models.load(path))
         self._folder, self._next = folder, itertools.count()
+
+    @classmethod
+    def record(cls, path: str | os.PathLike[str], batches: Batches, folder: Path) -> Recorded:
+        """Run the model on the batches, and write what it answers into the folder."""
+        session = runtime.open_session(path, settings=runtime.frugal(path))
         total, done = batches.samples, 0
         for index, batch in enumerate(batches):
-            worker.report(f"running {self.path.name}", done / total)
+            worker.report(f"running {session.path.name}", done / total)
             done += batch.samples
             for position, value in enumerate(session.run(batch.feeds).values()):
                 if (array := as_array(value)) is not None:
                     np.save(folder / f"{index}-{position}.npy", array)
+        return cls(path, folder)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
         """The outputs of the next batch; what holds no numbers is None."""

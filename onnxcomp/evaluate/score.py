@@ -96,15 +96,20 @@ def evaluate(
     return score(metric, ours, theirs, batches.source.name)
 
 
-def score(metric: str, ours: Predictions, theirs: Predictions | None, data: str) -> Score:
-    """What predictions are worth, and the drop from those of a reference on the same samples."""
+def score(
+    metric: str, ours: Predictions, theirs: Predictions | None, data: str, *, confidence: float = CONFIDENCE
+) -> Score:
+    """What predictions are worth, and the drop from those of a reference on the same samples.
+
+    `confidence` is that of the drop's interval.
+    """
     fn, higher = _metric(metric)
-    value, reference, drop = fn(ours, theirs)
+    value, reference, drop = fn(ours, theirs, confidence)
     return Score(metric, value, len(ours.labels), reference, drop, higher, data)
 
 
 _Judged = tuple[Interval, Interval | None, Interval | None]
-_Metric = Callable[[Predictions, Predictions | None], _Judged]
+_Metric = Callable[[Predictions, Predictions | None, float], _Judged]
 
 
 def _metric(name: str) -> tuple[_Metric, bool]:
@@ -119,13 +124,13 @@ def _metric(name: str) -> tuple[_Metric, bool]:
 
 
 def _proportion(correct: Callable[[Predictions], np.ndarray]) -> _Metric:
-    def judge(ours: Predictions, theirs: Predictions | None) -> _Judged:
+    def judge(ours: Predictions, theirs: Predictions | None, confidence: float) -> _Judged:
         hit = correct(ours)
         value = wilson(int(hit.sum()), len(hit))
         if theirs is None:
             return value, None, None
         other = correct(theirs)
-        return value, wilson(int(other.sum()), len(other)), paired_drop(other, hit)
+        return value, wilson(int(other.sum()), len(other)), paired_drop(other, hit, confidence=confidence)
 
     return judge
 
@@ -133,7 +138,7 @@ def _proportion(correct: Callable[[Predictions], np.ndarray]) -> _Metric:
 def _bootstrap(score: Callable[[Predictions, np.ndarray], float]) -> _Metric:
     """Percentile bootstrap over samples, the same resamples for both models (so it is paired)."""
 
-    def judge(ours: Predictions, theirs: Predictions | None) -> _Judged:
+    def judge(ours: Predictions, theirs: Predictions | None, confidence: float) -> _Judged:
         count = len(ours.labels)
         everything = np.arange(count)
         rows = [everything, *_resamples(count)]
@@ -142,7 +147,7 @@ def _bootstrap(score: Callable[[Predictions, np.ndarray], float]) -> _Metric:
         if theirs is None:
             return value, None, None
         other = np.array([score(theirs, r) for r in rows])
-        return value, _percentiles(other), _percentiles(other - mine)
+        return value, _percentiles(other), _percentiles(other - mine, confidence)
 
     return judge
 
@@ -153,13 +158,15 @@ def _resamples(count: int) -> Iterator[np.ndarray]:
         yield generator.integers(0, count, count)
 
 
-def _percentiles(values: np.ndarray) -> Interval:
-    tail = (1 - CONFIDENCE) / 2 * 100
+def _percentiles(values: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
+    tail = (1 - confidence) / 2 * 100
     low, high = np.nanpercentile(values[1:], [tail, 100 - tail])
     return Interval(float(values[0]), float(low), float(high))
 
 
-def _user_metric(fn: Callable[..., Any], name: str, ours: Predictions, theirs: Predictions | None) -> _Judged:
+def _user_metric(
+    fn: Callable[..., Any], name: str, ours: Predictions, theirs: Predictions | None, confidence: float
+) -> _Judged:
     def scores(p: Predictions) -> np.ndarray:
         found = np.asarray(fn(p.outputs, p.labels), np.float64)
         if found.shape != (len(p.labels),):
@@ -171,7 +178,7 @@ def _user_metric(fn: Callable[..., Any], name: str, ours: Predictions, theirs: P
 
     mine = Predictions({}, scores(ours), ours.labels)
     other = None if theirs is None else Predictions({}, scores(theirs), theirs.labels)
-    return _bootstrap(lambda p, rows: float(np.mean(p.chosen[rows])))(mine, other)
+    return _bootstrap(lambda p, rows: float(np.mean(p.chosen[rows])))(mine, other, confidence)
 
 
 def _f1(p: Predictions, rows: np.ndarray) -> float:

@@ -85,7 +85,7 @@ def make_judge(reference: Path, data: EvalData, metric: str, *, batch_size: int,
 
         return Judge(metric, batches.to_json(), by_metric)
 
-    recorded = Recorded(reference, batches, folder)
+    recorded = Recorded.record(reference, batches, folder)
 
     def by_fidelity(path: Path) -> Verdict:
         # a record is played once; each candidate gets one that starts anew, on the same files

@@ -23,7 +23,7 @@ def batches(path, count=20):
 
 
 def test_a_record_answers_as_the_session_does(path, tmp_path):
-    record, session = Recorded(path, batches(path), tmp_path), runtime.open_session(path)
+    record, session = Recorded.record(path, batches(path), tmp_path), runtime.open_session(path)
     assert record.signature == session.signature
     for batch in batches(path):
         np.testing.assert_array_equal(record.run(batch.feeds)["y"], session.run(batch.feeds)["y"])
@@ -34,18 +34,19 @@ def test_a_comparison_with_the_record_is_the_comparison_with_the_model(path, tmp
     other.graph.initializer[1].raw_data = np.zeros(32, np.float32).tobytes()
     candidate = runtime.open_session(builders.save(other, tmp_path / "other.onnx"))
     direct = compare_sessions(runtime.open_session(path), candidate, batches(path))
-    assert compare_sessions(Recorded(path, batches(path), tmp_path), candidate, batches(path)) == direct
+    assert compare_sessions(Recorded.record(path, batches(path), tmp_path), candidate, batches(path)) == direct
     assert direct.outputs["y"].max_abs > 0
 
 
 def test_large_models_are_compared_through_a_record(path, tmp_path, monkeypatch):
-    from onnxcomp import check, pipeline
+    from onnxcomp import pipeline
     from onnxcomp.passes import UpgradeOpset
 
     monkeypatch.setattr(runtime, "_LARGE", 0)
     assert runtime.frugal(path).config == {"session.disable_prepacking": "1"}
     made = []
-    monkeypatch.setattr(check, "Recorded", lambda *a: made.append(a) or Recorded(*a))
+    record = Recorded.record
+    monkeypatch.setattr(Recorded, "record", lambda *a: made.append(a) or record(*a))
     record = pipeline.optimize_file(path, tmp_path / "o.onnx", [UpgradeOpset(opset=18)], allow_larger=True)
     assert len(made) == 1
     assert record.equivalence == 0
