@@ -105,7 +105,8 @@ class ModuleStudent:
         self._taps.close()
         weights, path = folder / "weights.safetensors", folder / "student.onnx"
         self.module.eval().cpu()
-        save_file({name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}, weights)
+        own = {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
+        save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}, weights)
         named = isinstance(self._target, str)
         export(
             self._target,
