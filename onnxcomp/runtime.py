@@ -42,6 +42,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "ASSIGNMENT_KEY",
     "CONFIG_KEYS",
     "OPTIMIZERS",
     "PROVIDERS",
@@ -57,7 +58,9 @@ __all__ = [
     "open_session",
     "optimized",
     "ort_distributions",
+    "ort_provider_options",
     "ort_providers",
+    "profiled",
     "run_batches",
     "saturates_int8",
     "session_options",
@@ -66,6 +69,11 @@ __all__ = [
 
 #: an array, or a list of these, or a dict (ZipMap): what one output of a session can be
 Output = Any
+
+#: makes ORT keep which provider took which node
+ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
+
+_ALONE = "session.disable_cpu_ep_fallback"
 
 #: our short names of execution providers
 PROVIDERS: Mapping[str, str] = {
@@ -118,7 +126,19 @@ def open_session(
     Raises InvalidModelError, UnsafeModelError, UnsupportedError (an operator this build does not
     have), ProviderError (naming what is there), OutputError.
     """
-    return _open(Path(path), provider, session_options(settings or SessionSettings()))
+    settings = settings or SessionSettings()
+    return _open(Path(path), provider, session_options(settings), settings)
+
+
+def profiled(
+    path: str | os.PathLike[str], folder: Path, *, provider: str = "cpu", settings: SessionSettings | None = None
+) -> Session:
+    """As `open_session`, with ORT's profiler on: `ort.end_profiling()` writes a file into the folder and names it."""
+    settings = settings or SessionSettings()
+    options = session_options(settings)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    return _open(Path(path), provider, options, settings)
 
 
 def optimized(
@@ -131,17 +151,24 @@ def optimized(
     them. Raises what `open_session` raises.
     """
     target = folder / "optimized.onnx"
-    options = session_options(settings or SessionSettings())
+    settings = settings or SessionSettings()
+    options = session_options(settings)
     options.optimized_model_filepath = str(target)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
     if packed:
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    _open(Path(path), "cpu", options)
+    _open(Path(path), "cpu", options, settings)
     return target
 
 
-def _open(file: Path, provider: str, options: ort.SessionOptions) -> Session:
+#: what a message says that is about a device or its libraries, not about the model
+_DEVICE_TROUBLE = re.compile(
+    r"execution ?provider|CPU EP|provider option|CUDA|cuDNN|cuBLAS|TensorRT|OpenVINO|graph capture", re.IGNORECASE
+)
+
+
+def _open(file: Path, provider: str, options: ort.SessionOptions, settings: SessionSettings) -> Session:
     proto = models.read_proto(file)
     source: str | bytes = str(file)
     if not models.is_normal(proto):
@@ -151,10 +178,23 @@ def _open(file: Path, provider: str, options: ort.SessionOptions) -> Session:
             "session.model_external_initializers_file_folder_path", str(file.absolute().parent)
         )
     del proto
-    wanted = ort_providers(provider)
+    wanted = ort_providers(provider, settings)
+    if provider != "cpu":
+        options.add_session_config_entry(ASSIGNMENT_KEY, "1")
     try:
-        session = ort.InferenceSession(source, options, providers=wanted)
+        # without ORT's own way out: it prints, opens on the CPU, and does so again where a run fails
+        session = ort.InferenceSession(
+            source,
+            options,
+            providers=wanted,
+            provider_options=ort_provider_options(wanted, settings),
+            enable_fallback=0,
+        )
     except Exception as error:
+        if provider != "cpu" and _DEVICE_TROUBLE.search(str(error)):
+            raise ProviderError(
+                f"{wanted[0]} cannot be used: {_message(error)}", where=file, hint="run 'onnxcomp doctor'"
+            ) from error
         raise translate(error, file, running=False) from error
     if session.get_providers()[0] != wanted[0]:
         raise ProviderError(
@@ -162,7 +202,21 @@ def _open(file: Path, provider: str, options: ort.SessionOptions) -> Session:
             where=file,
             hint="run 'onnxcomp doctor'",
         )
+    if provider != "cpu":
+        _require_a_node(session, wanted[0], file)
     return Session(session, file, _session_signature(session), provider)
+
+
+def _require_a_node(session: ort.InferenceSession, wanted: str, file: Path) -> None:
+    """Raise ProviderError where every node of the model went to another provider."""
+    read = getattr(session, "get_provider_graph_assignment_info", None)
+    used = {subgraph.ep_name for subgraph in read()} if read is not None else set()
+    if used and wanted not in used:
+        raise ProviderError(
+            f"{wanted} took no node of the model, all run on {', '.join(sorted(used))}",
+            where=file,
+            hint="the provider has no kernels for these operators and types: run on the CPU",
+        )
 
 
 def run_batches(session: Session, feeds: Sequence[Mapping[str, np.ndarray]]) -> Iterator[dict[str, Output]]:
@@ -231,8 +285,10 @@ def saturates_int8() -> bool:
     return "avx" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
-def ort_providers(provider: str) -> list[str]:
-    """ORT's names of the provider and of the CPU behind it.
+def ort_providers(provider: str, settings: SessionSettings | None = None) -> list[str]:
+    """ORT's names of the provider and of the CPU behind it; alone where the settings forbid the CPU.
+
+    `session.disable_cpu_ep_fallback` forbids it, and ORT refuses the key beside an explicit CPU.
 
     Raises UsageError for an unknown name, ProviderError for one that this build does not have.
     """
@@ -248,7 +304,14 @@ def ort_providers(provider: str) -> list[str]:
             where=", ".join(ort_distributions()),
             hint=f"there are: {', '.join(there)}; pip install 'onnxcomp[gpu]' brings CUDA",
         )
-    return [full] if provider == "cpu" else [full, PROVIDERS["cpu"]]
+    alone = settings is not None and settings.config.get(_ALONE) == "1"
+    return [full] if provider == "cpu" or alone else [full, PROVIDERS["cpu"]]
+
+
+def ort_provider_options(names: Sequence[str], settings: SessionSettings) -> list[dict[str, str]]:
+    """The options of each of ORT's providers, in their order."""
+    short = {full: name for name, full in PROVIDERS.items()}
+    return [dict(settings.provider_options.get(short[name], {})) for name in names]
 
 
 _ORT_DTYPES = {
@@ -291,10 +354,15 @@ _CXX_PLACE = re.compile(
 )
 
 
+def _message(error: Exception) -> str:
+    """What ORT says, without the places in its sources."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
+    return _CXX_PLACE.sub("", re.sub(r"\s+", " ", text[:4096]))[:600]
+
+
 def translate(error: Exception, path: Path | None, *, running: bool) -> OnnxcompError:
     """The typed error for what ORT raised."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
-    text = _CXX_PLACE.sub("", re.sub(r"\s+", " ", text[:4096]))[:600]
+    text = _message(error)
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate memory" in text:
         return LimitError("ORT ran out of memory", where=path, hint="use smaller batches or shapes")
     missing = re.search(r"([\w.:]+)\(-?\d+\) is not a registered function/op", text)

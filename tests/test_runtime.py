@@ -66,8 +66,8 @@ def fake_ort(monkeypatch):
     given = {}
 
     class Fake:
-        def __init__(self, source, options, providers):
-            given.update(source=source, options=options, providers=providers)
+        def __init__(self, source, options, providers, provider_options, enable_fallback):
+            given.update(source=source, options=options, providers=providers, fallback=enable_fallback)
 
         def get_providers(self):
             return [CPU]

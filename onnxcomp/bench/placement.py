@@ -11,9 +11,7 @@ import dataclasses
 import os
 from typing import Any
 
-from onnxcomp.runtime import PROVIDERS, Session, SessionSettings, open_session
-
-KEY = "session.record_ep_graph_assignment_info"
+from onnxcomp.runtime import ASSIGNMENT_KEY, PROVIDERS, Session, SessionSettings, open_session
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +44,12 @@ def placement(
     None where this onnxruntime cannot tell. Raises what `open_session` raises.
     """
     settings = settings or SessionSettings()
-    settings = dataclasses.replace(settings, config={**settings.config, KEY: "1"})
+    settings = dataclasses.replace(settings, config={**settings.config, ASSIGNMENT_KEY: "1"})
     return assigned(open_session(path, provider=provider, settings=settings))
 
 
 def assigned(session: Session) -> Placement | None:
-    """The placement of a session that was opened with `KEY` set, or None."""
+    """The placement of a session that was opened with `ASSIGNMENT_KEY` set, or None."""
     read = getattr(session.ort, "get_provider_graph_assignment_info", None)
     if read is None:
         return None

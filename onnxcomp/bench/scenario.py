@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from onnxcomp.bench import cold, latency, packs, server, single, statistics, throughput, trust
+from onnxcomp.bench import cold, latency, packs, placed, server, single, statistics, throughput, trust
 from onnxcomp.bench import workers as workers_scenario
 from onnxcomp.bench.environment import capture, usable_cores
 from onnxcomp.bench.job import Job
@@ -21,7 +21,7 @@ from onnxcomp.runtime import SessionSettings
 
 ModelPath = str | os.PathLike[str]
 
-SCENARIOS: tuple[str, ...] = ("latency", "cold", "throughput", "server", "workers")
+SCENARIOS: tuple[str, ...] = ("latency", "cold", "throughput", "server", "workers", "placement")
 
 
 def bench(
@@ -54,7 +54,7 @@ def bench(
         scenario: 'latency': one caller, one run after the other. 'cold': from the start of a process to its
             first output. 'throughput': most samples per second. 'server': requests that arrive at a rate,
             whether or not a worker is free. 'workers': several callers at once, as processes, as threads on
-            one session, and on a pack.
+            one session, and on a pack. 'placement': which provider has which share of nodes and time.
         data: what `onnxcomp.data.open_source` takes; None: seeded noise.
         batch: samples per run.
         sizes: sizes of symbolic axes, for noise.
@@ -148,6 +148,8 @@ def _measure(
     """One setting of a scenario that takes its settings one after the other."""
     if job.scenario == "cold":
         return cold.measure(job)
+    if job.scenario == "placement":
+        return placed.measure(job)
     if load is not None:
         return server.measure(job, crowd, load), []
     return workers_scenario.measure(job, crowd, served) if crowd else single.measure(job)

@@ -40,6 +40,7 @@ class Job:
     Attributes:
         model: path.
         providers: ORT's names, the wanted one first.
+        provider_options: of each.
         settings: session options.
         feeds: see `feeding`.
         seconds: of the timed phase, a closed loop; 0: none.
@@ -51,6 +52,7 @@ class Job:
 
     model: Path
     providers: tuple[str, ...]
+    provider_options: tuple[Mapping[str, str], ...]
     settings: SessionSettings
     feeds: Sequence[feeding.Parcel]
     seconds: float
@@ -98,7 +100,11 @@ class _Session:
         self._path = job.model
         try:
             self._session = ort.InferenceSession(
-                str(job.model), session_options(job.settings), providers=list(job.providers)
+                str(job.model),
+                session_options(job.settings),
+                providers=list(job.providers),
+                provider_options=[dict(options) for options in job.provider_options],
+                enable_fallback=0,  # ORT would print, and go on on the CPU
             )
         except Exception as error:
             raise self._translated(error, running=False) from error

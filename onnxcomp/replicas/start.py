@@ -61,10 +61,11 @@ def run(
     Raises UsageError; what `open_session` and `Session.run` raise in a replica; WorkerCrashError,
     WorkerTimeoutError and LimitError (`onnxcomp.worker`). No process is left behind.
     """
-    from onnxcomp.runtime import ort_providers  # see `sync`
+    from onnxcomp.runtime import ort_provider_options, ort_providers  # see `sync`
 
     _check(count, feeds, seconds, kind)
-    providers = tuple(ort_providers(provider))
+    settings = settings or SessionSettings()
+    providers = tuple(ort_providers(provider, settings))
     sync(model)
     processes, threads = (count, 1) if kind == "processes" else (1, count)
     with tempfile.TemporaryDirectory(prefix="onnxcomp-replicas-") as name:
@@ -78,7 +79,8 @@ def run(
             job = replica.Job(
                 model=Path(model).absolute(),
                 providers=providers,
-                settings=settings or SessionSettings(),
+                provider_options=tuple(ort_provider_options(providers, settings)),
+                settings=settings,
                 feeds=parcels,
                 seconds=seconds,
                 arrivals=arrivals,

@@ -37,6 +37,8 @@ class SessionSettings:
         disabled_optimizers: single ORT optimizers to switch off; only names in `OPTIMIZERS`.
         arena: whether the CPU's memory is kept in an arena between runs.
         mem_pattern: whether memory is planned ahead, by the shapes of earlier runs.
+        provider_options: ORT's options of a provider by its short name, `{"cuda": {"use_tf32": "0"}}`; those of a
+            provider that is not asked for do nothing. ORT refuses options that it does not know.
     """
 
     threads: int = 1
@@ -45,6 +47,7 @@ class SessionSettings:
     disabled_optimizers: tuple[str, ...] = ()
     arena: bool = True
     mem_pattern: bool = True
+    provider_options: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.optimization not in _LEVELS:
@@ -85,6 +88,7 @@ class SessionSettings:
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "config": dict(self.config),
             "disabled_optimizers": list(self.disabled_optimizers),
+            "provider_options": {name: dict(options) for name, options in self.provider_options.items()},
         }
 
     @classmethod
@@ -117,6 +121,10 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "disabled_optimizers": ("a list of texts", lambda v: isinstance(v, list) and _texts(v)),
     "arena": ("true or false", lambda v: isinstance(v, bool)),
     "mem_pattern": ("true or false", lambda v: isinstance(v, bool)),
+    "provider_options": (
+        "an object of objects of texts",
+        lambda v: isinstance(v, dict) and all(isinstance(o, dict) and _texts(o.values()) for o in v.values()),
+    ),
 }
 
 
