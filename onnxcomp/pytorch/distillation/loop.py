@@ -102,7 +102,8 @@ class Training:
         self._checkpoint_seconds, self._saved_at = checkpoint_seconds, time.monotonic()
         self._in_epoch = lesson.order.steps
         self._steps = self._settings.epochs * self._in_epoch
-        self._module.to(lesson.device, memory_format=torch.channels_last)  # convolutions are faster so
+        # convolutions are faster so; torch documents this form, its types lack it
+        self._module.to(lesson.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parameters = [*self._module.parameters(), *lesson.goal.to(lesson.device).parameters()]
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._optimizer = make_optimizer(self._settings, self._parameters)
