@@ -97,11 +97,41 @@ def evaluate(model: str, data: str, **options: Any) -> Json:
     return run(model, data, **options).to_json()
 
 
-def bench(models: Sequence[str], **options: Any) -> Json:
-    """See `onnxcomp.bench`."""
-    from onnxcomp.bench import bench as run
+def bench(
+    models: Sequence[str],
+    *,
+    output: str | None = None,
+    force: bool = False,
+    baseline: str | None = None,
+    tolerance: float | None = None,
+    sessions: int | None = None,
+    **options: Any,
+) -> Json:
+    """See `onnxcomp.bench`, with a baseline `onnxcomp.bench.baseline`; the result is stored in `output`, too."""
+    from pathlib import Path
 
-    return run(models, **options).to_json()
+    from onnxcomp import documents
+    from onnxcomp.bench import baseline as baselines
+    from onnxcomp.bench import bench as run
+    from onnxcomp.model import refuse_target, write_file
+
+    inputs = tuple(map(Path, [*models, *([] if baseline is None else [baseline])]))
+    if output is not None:
+        refuse_target(Path(output), force=force, inputs=inputs)
+    if baseline is None:
+        usual = 1 if output is None else baselines.SESSIONS
+        result = run(models, sessions=sessions or usual, **options).to_json()
+    else:
+        result = baselines.gate(
+            models,
+            baseline,
+            tolerance=baselines.TOLERANCE if tolerance is None else tolerance,
+            sessions=sessions or baselines.SESSIONS,
+            **options,
+        ).to_json()
+    if output is not None:
+        write_file(Path(output), documents.to_text({"schema": "onnxcomp/bench/1", **result}).encode(), force=force)
+    return result
 
 
 def pack(model: str, output: str, **options: Any) -> Json:

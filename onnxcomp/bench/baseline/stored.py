@@ -109,7 +109,7 @@ def _server(baseline: Json, now: Json) -> Found:
         )
     what = "highest rate within the objective"
     if baseline["slo"]["p99_ms"] != now["slo"]["p99_ms"]:
-        return Found(what, None, reason=f"p99 within {baseline['slo']['p99_ms']:g} ms, now {now['slo']['p99_ms']:g}")
+        return Found(what, None, reason=f"p99 within {baseline['slo']['p99_ms']:g} ms, now {now['slo']['p99_ms']:g} ms")
     rates = [(row["slo"]["highest_rate"], row["search"]["failed_rate"]) for row in (baseline, now)]
     if any(None in pair for pair in rates):
         return Found(what, None, reason="a search ended without a rate that holds and one that does not")
