@@ -153,18 +153,41 @@ def test_a_biased_clone_forbids_a_verdict():
     assert len(found.rounds) == LOOKS[-1]  # a failing control is looked at again, until the end
 
 
+def one_round(*cpu, wall=None):
+    return comparing.Round(tuple(range(len(cpu))), wall or cpu, cpu)
+
+
 def test_log_ratios_by_clock():
-    one = comparing.Round((0, 1), ((100, 100, 400), (200, 200, 200)), ((110, 60, 90), (50, 50, 50)))
+    slow, fast = (110, 60, 90), (50, 50, 50)
+    one = one_round(slow, fast, slow, wall=((100, 100, 400), (200, 200, 200), (100, 100, 400)))
     assert np.exp(comparing.log_ratios([one], 1, "wall")) == pytest.approx([0.5])
-    assert np.exp(comparing.log_ratios([one], 1, "wall_median")) == pytest.approx([0.5])
-    assert np.exp(comparing.log_ratios([one], 1, "thread")) == pytest.approx([1.8])
-    assert np.exp(comparing.log_ratios([one], 1, "thread", Tick(0, 40))) == pytest.approx([5.0])
+    # averages of two of the logs of (0.5, 0.5, 2): three are log 0.5, two 0, one log 2
+    assert np.exp(comparing.log_ratios([one], 1, "wall_median")) == pytest.approx([0.5**0.5])
+    # of the logs of 2.2, 1.2 and 1.8 those of (2.2 x 1.2) ** 0.5 and 1.8 stand in the middle
+    assert np.exp(comparing.log_ratios([one], 1, "thread")) == pytest.approx([(2.64**0.5 * 1.8) ** 0.5])
+    assert np.exp(comparing.log_ratios([one], 1, "thread", Tick(0, 40))) == pytest.approx([(14**0.5 * 5) ** 0.5])
+
+
+@pytest.mark.parametrize("clock", ["thread", "wall", "wall_median"])
+def test_the_reference_is_the_mean_of_itself_and_its_clone(clock):
+    one = one_round((104,) * 9, (100,) * 9, (50,) * 9, (100 / 1.04,) * 9)
+    assert np.exp(comparing.log_ratios([one], 1, clock)) == pytest.approx([1])
+    assert np.exp(comparing.log_ratios([one], 2, clock)) == pytest.approx([2])
+    assert np.exp(comparing.log_ratios([one], 3, clock)) == pytest.approx([1.04**2])
+    assert np.exp(comparing.log_ratios([one], -1, clock)) == pytest.approx([1.04**2])
+
+
+def test_a_few_long_runs_do_not_move_a_round():
+    steady = tuple(100 + i % 3 for i in range(40))
+    late = tuple(ns * (50 if i % 7 == 3 else 1) for i, ns in enumerate(steady))
+    assert np.exp(comparing.log_ratios([one_round(steady, late, steady)], 1, "thread")) == pytest.approx([1], abs=0.02)
 
 
 @pytest.mark.parametrize(
     ("run_seconds", "seconds", "runs", "noted"),
     [
-        (0.001, 20.0, 40, False),
+        (0.001, 20.0, 80, False),
+        (0.003, 20.0, 40, False),
         (0.012, 10.0, (10, 20), True),
         (0.00001, 20.0, 200, False),
         (0.1, 20.0, (3, 8), True),
