@@ -63,6 +63,19 @@ def test_the_interval_holds_the_true_ratio():
     assert 0.92 < np.mean([one.low <= 1 / 1.03 <= one.high for one in found]) < 0.98
 
 
+def test_runs_of_little_trust_need_a_larger_difference():
+    generator = np.random.default_rng(5)
+    before, after = latency_row(simulated(generator)), latency_row(simulated(generator, 0.05))
+    widths = []
+    for grades in (("good", "good"), ("good", "poor"), ("poor", "poor")):
+        found = stored.compare(before, after, drift=stored.allowance(*grades)).speedup
+        widths.append(found.high - found.low)
+    assert widths == sorted(widths)
+    assert widths[2] > 2 * 1.96 * 0.02 * 2**0.5 * 0.95
+    steady = latency_row([[100], [100], [100]])
+    assert stored.compare(steady, steady, drift=0.01).speedup.low == pytest.approx(np.exp(-0.0196), abs=1e-4)
+
+
 def test_on_one_thread_cpu_time_counts_and_on_several_wall_time():
     before, after = latency_row([[100], [110], [121]]), latency_row([[200], [220], [242]])
     after["samples"]["wall_ns"] = before["samples"]["wall_ns"]

@@ -83,7 +83,8 @@ def gate(
             )
             rows.append(_side_by_side(job, row))
         else:
-            rows.append(_from_stored(old, row, differences, tolerance))
+            drift = stored.allowance(before["trust"]["grade"], now["trust"]["grade"])
+            rows.append(_from_stored(stored.compare(old, row, drift=drift), row, differences, tolerance))
     return Gated(measured, Gate(os.fspath(baseline), tolerance, differences, tuple(rows), tuple(missing)))
 
 
@@ -91,7 +92,7 @@ def _read(path: Path) -> Json:
     found = documents.read(path)
     if found.get("schema") != "onnxcomp/bench/1":
         raise DataError("not a stored run of bench", where=path, hint="store one with: onnxcomp bench MODEL -o FILE")
-    missing = [key for key in ("environment", "session", "models", "results") if key not in found]
+    missing = [key for key in ("environment", "trust", "session", "models", "results") if key not in found]
     if missing:
         raise DataError(f"the stored run has no '{missing[0]}'", where=path, hint="store it again: bench MODEL -o FILE")
     return found
@@ -114,8 +115,9 @@ def _key(row: Json) -> Json:
     return {"model": row["model"], **{key: row[key] for key in _KEYS if key in row}}
 
 
-def _from_stored(old: Json, row: Json, differences: Sequence[surroundings.Difference], tolerance: float) -> Row:
-    found = stored.compare(old, row)
+def _from_stored(
+    found: stored.Found, row: Json, differences: Sequence[surroundings.Difference], tolerance: float
+) -> Row:
     if found.speedup is None:
         return Row(_key(row), "stored", found, "undecided", (found.reason,))
     if differences:
