@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcomp.data import Batches
+from onnxcomp.data import Batches, Whole, open_source
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.model import InputSpec, Signature
 
@@ -61,6 +61,7 @@ def make_feeds(
     *,
     batch: int,
     sizes: Mapping[str, int] | None = None,
+    whole: Mapping[str, Whole] | None = None,
 ) -> Feeds:
     """Read up to 64 batches (256 MiB) that fit these inputs.
 
@@ -69,10 +70,12 @@ def make_feeds(
         inputs: the model's inputs.
         batch: samples per run; 1 stands for 'the model's own' where that is fixed.
         sizes: sizes of symbolic axes, for noise.
+        whole: which whole numbers an input takes, for noise (`ids.whole_numbers`).
 
     Raises DataError (too few samples, or arrays that do not fit), UsageError (the batch is fixed).
     """
-    batches = Batches(DEFAULT_SOURCE if data is None else data, inputs, batch_size=batch, sizes=sizes)
+    source = open_source(DEFAULT_SOURCE if data is None else data, inputs, batch=batch, sizes=sizes, whole=whole)
+    batches = Batches(source, inputs, batch_size=batch)
     arrays: list[Mapping[str, np.ndarray]] = []
     samples, total = 0, 0
     for one in batches:

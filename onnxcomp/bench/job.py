@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onnxcomp import worker
+from onnxcomp.bench import ids
 from onnxcomp.bench.feeds import Feeds, check_same_inputs, make_feeds
 from onnxcomp.bench.result import Setting
 from onnxcomp.runtime import Session, SessionSettings, open_session
@@ -62,7 +63,10 @@ class Job:
         """Feeds that every model has run on once, so that nothing is refused while the clock runs."""
         self.tell(f"loading {self.names[0]}", 0.0)
         first = self.open(0)
-        feeds = make_feeds(self.data, first.signature.inputs, batch=self.batch, sizes=self.sizes)
+        inputs = first.signature.inputs
+        noise = self.data is None or os.fspath(self.data).startswith("random:")
+        whole = ids.whole_numbers(self.paths, inputs) if noise else None
+        feeds = make_feeds(self.data, inputs, batch=self.batch, sizes=self.sizes, whole=whole)
         deadline = time.monotonic() + _TRIAL_SHARE * self.seconds / len(self.paths)
         tried = 0
         for arrays in feeds.arrays:

@@ -5,7 +5,8 @@ accuracy refuse it.
 """
 
 from onnxcomp.data.batches import Batch, Batches
+from onnxcomp.data.noise import Whole
 from onnxcomp.data.sources import Source, open_source
 from onnxcomp.data.unpadded import unpadded
 
-__all__ = ["Batch", "Batches", "Source", "open_source", "unpadded"]
+__all__ = ["Batch", "Batches", "Source", "Whole", "open_source", "unpadded"]

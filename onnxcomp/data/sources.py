@@ -10,7 +10,6 @@ import errno
 import importlib
 import importlib.util
 import lzma
-import math
 import os
 import sys
 import tokenize
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcomp.data.noise import Whole, noise, noise_shape
 from onnxcomp.errors import DataError, LimitError, OnnxcompError, UsageError, from_os_error
 from onnxcomp.model import InputSpec
 
@@ -69,6 +69,7 @@ def open_source(
     *,
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
+    whole: Mapping[str, Whole] | None = None,
 ) -> Source:
     """The source that a `--data` argument names.
 
@@ -79,12 +80,13 @@ def open_source(
         inputs: the model's inputs; noise is made for these, an `.npy` is named after the first.
         batch: size that noise gives a symbolic first axis.
         sizes: sizes of other symbolic axes, for noise.
+        whole: which whole numbers an input takes, for noise.
 
     Raises DataError, OutputError (unreadable), LimitError (an .npz bomb), UsageError.
     """
     text = os.fspath(spec)
     if text.startswith("random:"):
-        return _random(text, inputs, batch, sizes or {})
+        return _random(text, inputs, batch, sizes or {}, whole or {})
     path = Path(text)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy"))
@@ -201,14 +203,18 @@ def _line(error: Exception) -> str:
     return f"{last.filename}:{last.lineno}"
 
 
-def _random(text: str, inputs: tuple[InputSpec, ...], batch: int, sizes: Mapping[str, int]) -> Source:
+def _random(
+    text: str, inputs: tuple[InputSpec, ...], batch: int, sizes: Mapping[str, int], whole: Mapping[str, Whole]
+) -> Source:
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(p.isascii() and p.isdigit() for p in parts[1:]):
         raise UsageError("not of the form random:N or random:N:SEED", where=text)
     count, seed = int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
     if count < 1:
         raise DataError("no samples asked for", where=text)
-    shapes = {spec.name: _noise_shape(spec, batch, sizes) for spec in inputs}
+    # an axis that is the first of one input is the batch of the others, too
+    first = {spec.shape[0]: batch for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
+    shapes = {spec.name: noise_shape(spec, batch, {**first, **sizes}) for spec in inputs}
     unknown = set(sizes) - {d for spec in inputs for d in spec.shape or () if isinstance(d, str)}
     if unknown:
         raise UsageError(f"no input has a symbolic axis '{min(unknown)}'", where="--shape")
@@ -219,38 +225,8 @@ def _random(text: str, inputs: tuple[InputSpec, ...], batch: int, sizes: Mapping
         for _ in range(count):
             # one more axis than the input: each sample is one whole run
             yield {
-                name: _noise(generator, spec, shapes[name])[np.newaxis]
+                name: noise(generator, spec, shapes[name], whole.get(name))[np.newaxis]
                 for name, spec in zip(names, inputs, strict=True)
             }
 
     return Source(text, shards, random=True)
-
-
-def _noise_shape(spec: InputSpec, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    if spec.shape is None:
-        raise UsageError("the input's rank is unknown", where=f"input {spec.name}", hint="give --data")
-    shape = []
-    for axis, dim in enumerate(spec.shape):
-        if isinstance(dim, int):
-            shape.append(dim)
-        elif isinstance(dim, str) and dim in sizes:
-            shape.append(sizes[dim])
-        elif axis == 0:
-            shape.append(batch)
-        else:
-            raise UsageError(
-                f"axis {axis} of the input is symbolic ('{dim}') and has no size",
-                where=f"input {spec.name}",
-                hint=f"give --shape {dim or 'NAME'}=N, or --data",
-            )
-    return tuple(shape)
-
-
-def _noise(generator: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> np.ndarray:
-    if spec.dtype == "string":
-        return np.full(shape, "", dtype=object)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return generator.standard_normal(math.prod(shape)).reshape(shape).astype(dtype)
-    # 0 and 1 are in range for ids, masks and flags alike
-    return generator.integers(0, 2, shape).astype(dtype)

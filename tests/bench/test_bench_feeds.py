@@ -59,3 +59,10 @@ def test_symbols_may_differ():
     other = (InputSpec("x", "float32", ("batch", None)),)
     check_same_inputs(Signature(OPEN, ()), Signature(other, ()), names=("a", "b"))
     check_same_inputs(Signature(OPEN, ()), Signature(FIXED, ()), names=("a", "b"))
+
+
+def test_the_batch_has_one_size_wherever_it_stands():
+    inputs = (InputSpec("x", "float32", ("N", 4)), InputSpec("state", "float32", (2, "N", 3)))
+    shapes = make_feeds(None, inputs, batch=5).to_json()["shapes"]
+    assert shapes == {"x": [5, 4], "state": [2, 5, 3]}
+    assert make_feeds(None, inputs, batch=1, sizes={"N": 3}).to_json()["shapes"]["state"] == [2, 3, 3]
