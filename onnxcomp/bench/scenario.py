@@ -151,7 +151,7 @@ def _measure(
     if job.scenario == "placement":
         return placed.measure(job)
     if load is not None:
-        return server.measure(job, crowd, load), []
+        return server.measure(job, crowd, load)
     return workers_scenario.measure(job, crowd, served) if crowd else single.measure(job)
 
 

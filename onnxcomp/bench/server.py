@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from onnxcomp import replicas
-from onnxcomp.bench import queueing, room, slo, traffic
+from onnxcomp.bench import queueing, room, server_rounds, slo, traffic
 from onnxcomp.bench.environment import usable_cores
 from onnxcomp.bench.feeds import Feeds
 from onnxcomp.bench.job import Job
+from onnxcomp.bench.paired import Paired
 from onnxcomp.bench.placement import placement
 from onnxcomp.bench.server_result import Load, ServerResult
 from onnxcomp.bench.traffic import Traffic
@@ -24,6 +26,9 @@ from onnxcomp.errors import UsageError
 #: share of the time for the closed loop that tells how long a run takes, and at most so many seconds
 _PROBE_SHARE, _PROBE = 0.1, 5.0
 
+#: share of the time that several models get for being compared in rounds
+_COMPARE_SHARE = 0.4
+
 #: seconds of one run: a worker that is silent for longer would count as stuck
 _LONGEST = 600.0
 
@@ -31,13 +36,38 @@ _LONGEST = 600.0
 _PATIENCE, _PATIENCE_BY_SLO = 2.0, 20
 
 
-def measure(job: Job, workers: int, load: Load) -> list[ServerResult]:
-    """Each model alone behind its line, in random order. Raises what `replicas.run` raises, and LimitError."""
+def measure(job: Job, workers: int, load: Load) -> tuple[list[ServerResult], list[Paired]]:
+    """Each model alone behind its line, in random order; then several in rounds against the first.
+
+    Raises what `replicas.run` raises, and LimitError.
+    """
     feeds = job.feeds().few()
+    several = len(job.paths) > 1
+    seconds = job.seconds * (1 - _COMPARE_SHARE) if several else job.seconds
     found: dict[int, ServerResult] = {}
     for index in np.random.default_rng(job.seed).permutation(len(job.paths)):
-        found[int(index)] = _Server(job, feeds, int(index), workers, load, len(found)).result()
-    return [found[index] for index in range(len(job.paths))]
+        server = _Server(job, feeds, int(index), workers, load, len(found), seconds)
+        found[int(index)] = server.result()
+    results = [found[index] for index in range(len(job.paths))]
+    compared = _compare(job, feeds, workers, load) if several else None
+    return results, [] if compared is None else [compared]
+
+
+def _compare(job: Job, feeds: Feeds, workers: int, load: Load) -> Paired | None:
+    seconds = _COMPARE_SHARE * job.seconds * len(job.paths)
+    servers = [_Server(job, feeds, index, workers, load, len(job.paths), seconds) for index in range(len(job.paths))]
+    about: dict[str, Any] = {"seconds": seconds, "seed": job.seed, "delta": job.delta}
+    if load.rate is not None:
+        return server_rounds.at_rate(
+            job.names, lambda index, rate, block, seed: servers[index].trial(rate, block, seed), load.rate, **about
+        )
+    return server_rounds.previewed(
+        job.names,
+        lambda index, block: servers[index].closed(block),
+        load.slo_p99_ms or 0.0,
+        workers=workers,
+        **about,
+    )
 
 
 def open_loop(
@@ -66,7 +96,7 @@ def open_loop(
 
 @dataclasses.dataclass
 class _Server:
-    """One model; `turn` is its place in the order."""
+    """One model; `turn` is its place in the order, `seconds` its time."""
 
     job: Job
     feeds: Feeds
@@ -74,10 +104,11 @@ class _Server:
     workers: int
     load: Load
     turn: int
+    seconds: float
 
     def result(self) -> ServerResult:
         services = self._probe()
-        seconds = self.job.seconds - min(_PROBE_SHARE * self.job.seconds, _PROBE)
+        seconds = self.seconds - min(_PROBE_SHARE * self.seconds, _PROBE)
         search, judged, expected_rate = None, None, None
         if self.load.slo_p99_ms is not None:
             expected_rate = queueing.highest_rate(
@@ -98,6 +129,7 @@ class _Server:
             traffic=run,
             judgement=judged,
             search=search,
+            limit=None if search is None else slo.limit(search, self.load.slo_p99_ms or 0.0, seed=seed),
             expected=None if busy else queueing.preview(services, run.rate, workers=self.workers, seed=seed),
             expected_rate=expected_rate,
             feeds=self.feeds,
@@ -105,17 +137,21 @@ class _Server:
             notes=self._notes(run, search),
         )
 
-    def trial(self, rate: float, seconds: float) -> Traffic:
-        """An open loop of fresh workers."""
+    def trial(self, rate: float, seconds: float, seed: int | None = None) -> Traffic:
+        """An open loop of fresh workers; without a `seed`, with the pattern of arrivals of all runs of the job."""
         self._tell(f"{rate:.4g} requests a second")
-        return open_loop(
-            self._run, rate, seconds, workers=self.workers, seed=self.job.seed, slo_p99_ms=self.load.slo_p99_ms
-        )
+        seed = self.job.seed if seed is None else seed
+        return open_loop(self._run, rate, seconds, workers=self.workers, seed=seed, slo_p99_ms=self.load.slo_p99_ms)
+
+    def closed(self, seconds: float) -> replicas.Replicas:
+        """A closed loop of fresh workers."""
+        self._tell("run times")
+        return self._run(seconds=seconds)
 
     def _probe(self) -> np.ndarray:
         """How long runs take while all workers run, in ms; and whether there is room for so many."""
         self._tell("trying")
-        seconds = min(_PROBE_SHARE * self.job.seconds, _PROBE)
+        seconds = min(_PROBE_SHARE * self.seconds, _PROBE)
         if self.load.processes and self.workers > 1:
             one = self._run(workers=1, seconds=seconds / 4)
             room.check(one.memory(), self.workers, name=self.job.names[self.index])
@@ -174,4 +210,4 @@ class _Server:
         return tuple(notes)
 
     def _tell(self, text: str) -> None:
-        self.job.tell(f"{self.job.names[self.index]}: {text}", self.turn / len(self.job.paths))
+        self.job.tell(f"{self.job.names[self.index]}: {text}", self.turn / (len(self.job.paths) + 1))

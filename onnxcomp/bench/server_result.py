@@ -11,6 +11,7 @@ from onnxcomp.bench import queueing, slo
 from onnxcomp.bench.feeds import Feeds
 from onnxcomp.bench.placement import Placement
 from onnxcomp.bench.result import Setting
+from onnxcomp.bench.statistics import Estimate
 from onnxcomp.bench.traffic import Traffic
 from onnxcomp.errors import UsageError
 
@@ -58,6 +59,7 @@ class ServerResult:
             tried, where none did.
         judgement: of `traffic`, or of the search; None without an objective.
         search: None where a rate was given.
+        limit: see `slo.limit`; None where a rate was given.
         expected: the preview at the rate of `traffic`; None where that is beyond what the workers can do.
         expected_rate: the rate whose p99 meets the objective in the preview; None without one.
         feeds: what was fed.
@@ -72,6 +74,7 @@ class ServerResult:
     traffic: Traffic
     judgement: slo.Judgement | None
     search: slo.Search | None
+    limit: Estimate | None
     expected: queueing.Preview | None
     expected_rate: float | None
     feeds: Feeds
@@ -116,4 +119,5 @@ class ServerResult:
             "verdict": self.judgement.verdict,
             "reason": self.judgement.reason,
             "highest_rate": self.traffic.rate if met else None,
+            "limit_rate": None if self.limit is None else self.limit.to_json(),
         }

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxcomp.bench import dependent, queueing
 from onnxcomp.bench.latency import PERCENTILES
-from onnxcomp.bench.statistics import Percentile
+from onnxcomp.bench.statistics import Estimate, Percentile, ratio_interval
 from onnxcomp.bench.traffic import WARM_UP, Traffic, poisson
 
 VERDICTS = ("met", "missed", "undecided")
@@ -183,6 +183,24 @@ def search(
         if low is not None and high is not None and high / found[low][0].rate <= TOLERANCE * 1.001:
             break
     return Search(tuple(found), low, high)
+
+
+def limit(search: Search, slo_p99_ms: float, *, seed: int = 0) -> Estimate | None:
+    """The rate whose p99 is the objective, in lines of many arrivals with the service times of the search.
+
+    The highest rate that held is one whose upper bound holds for the few arrivals that there was time for, and
+    two searches may differ by a tenth from that alone. Here each run gives the times for which requests held a
+    worker, under real load; simulated arrivals in great number do the rest (`queueing.highest_rate`), so the luck
+    of the draw is gone. One number per run, each of fresh workers; the interval is over runs.
+
+    None for a search of one run, or where requests failed, or the service alone misses the objective.
+    """
+    runs = [traffic for traffic, _ in search.trials if not traffic.failed.any() and traffic.served]
+    found = [queueing.highest_rate(run.held_ms, slo_p99_ms, workers=run.workers, seed=seed) for run in runs]
+    rates = [rate for rate in found if rate is not None]
+    if len(rates) < 2 or len(rates) < len(search.trials):
+        return None
+    return ratio_interval(np.log(rates))
 
 
 def _next(low: float | None, high: float | None, tried: int) -> float:

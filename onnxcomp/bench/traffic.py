@@ -100,6 +100,12 @@ class Traffic:
         return found
 
     @property
+    def held_ms(self) -> np.ndarray:
+        """From when a request was due and a worker free for it, to its answer: lateness and run."""
+        found: np.ndarray = self.lateness_ms + self.service_ms
+        return found
+
+    @property
     def seconds(self) -> float:
         """From the start to the last answer, or to the end of the run."""
         ends = [int(array.max()) for array in (self.ended_ns, self.due_ns[: self.served]) if len(array)]
@@ -141,6 +147,7 @@ class Traffic:
             "queue": {"mean": _mean(waiting), "max": int(waiting.max(initial=0))},
             "lateness_ms": {"p50": _quantile(lateness, 0.5), "p99": _quantile(lateness, 0.99)},
             "service_ms": {"mean": _mean(service), "p50": _quantile(service, 0.5), "p99": _quantile(service, 0.99)},
+            "service_outliers": statistics.outliers(service) if len(service) else 0,
             "requests": self.served,
             "warm_up_requests": self._skipped(self.served + self.abandoned),
             "errors": int(self.failed.sum()),
@@ -179,4 +186,5 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _quantile(values: np.ndarray, share: float) -> float | None:
-    return float(np.quantile(values, share)) if len(values) else None
+    """None where so few values say nothing of it."""
+    return float(np.quantile(values, share)) if len(values) >= statistics.samples_needed(share) else None

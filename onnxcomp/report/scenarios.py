@@ -90,7 +90,7 @@ def _server(results: Sequence[Json]) -> list[Grid]:
         [
             name(r), str(r["batch"]), _workers(r), f"{r['rate']:.4g}", f"{r['achieved_rate']:.4g}",
             text.percent(r["utilisation"], 0), *(_ms(r["latency_ms"][p]) for p in ("p50", "p90", "p99")),
-            f"{r['queue']['mean']:.2g}, {r['queue']['max']}", f"{r['lateness_ms']['p99']:.2g}",
+            f"{r['queue']['mean']:.2g}, {r['queue']['max']}", _late(r["lateness_ms"]),
             str(r["errors"] + r["abandoned"]), r["slo"]["verdict"] if r["slo"] else "-",
         ]
         for r in results
@@ -115,6 +115,10 @@ def _server(results: Sequence[Json]) -> list[Grid]:
     return found
 
 
+def _late(lateness: Json) -> str:
+    return "-" if lateness["p99"] is None else f"{lateness['p99']:.2g}"
+
+
 def _verdict(result: Json) -> list[str]:
     lines = []
     slo, preview = result["slo"], result["preview"]
@@ -122,6 +126,9 @@ def _verdict(result: Json) -> list[str]:
         line = f"{name(result)}: p99 within {slo['p99_ms']:g} ms: {slo['verdict']}"
         if slo["highest_rate"] is not None:
             line += f" up to {slo['highest_rate']:.4g} requests a second"
+        if slo.get("limit_rate"):
+            limit = slo["limit_rate"]
+            line += f", in the long run up to {limit['value']:.4g} [{limit['low']:.4g}, {limit['high']:.4g}]"
         lines.append(line + (f" ({slo['reason']})" if slo["reason"] else ""))
     if preview is not None:
         expected = (
