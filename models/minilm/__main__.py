@@ -7,12 +7,24 @@ import sys
 from collections.abc import Sequence
 
 from onnxcomp_models import command, minilm
+from onnxcomp_models.minilm.unlabelled import unlabelled
+
+#: sentences to distill on, and the first of them, which pruning looks at
+UNLABELLED, FEW = "unlabelled.npz", "few.npz"
+_FEW = 640
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. The exit code."""
     parser = command.parser("minilm", __doc__ or "")
-    return command.run(parser.parse_args(arguments), _make)
+    parser.add_argument(
+        "--unlabelled",
+        type=command.positive,
+        metavar="N",
+        help=f"write {UNLABELLED} too: N sentences of Banking77 and Snips to distill on; the first {_FEW} are {FEW}",
+    )
+    options = parser.parse_args(arguments)
+    return command.run(options, _make, [] if options.unlabelled is None else [UNLABELLED, FEW])
 
 
 def _make(options: argparse.Namespace) -> command.Made:
@@ -24,8 +36,13 @@ def _make(options: argparse.Namespace) -> command.Made:
     rows = command.rows(len(found.train_labels))
     calibration = {"input_ids": found.train_ids[rows], "attention_mask": found.train_mask[rows]}
     test = {"input_ids": found.test_ids, "attention_mask": found.test_mask, "labels": found.test_labels}
+    files = {}
+    if options.unlabelled is not None:
+        sentences = unlabelled(options.data, options.unlabelled)
+        few = {name: array[:_FEW] for name, array in sentences.items()}
+        files = {UNLABELLED: command.npz(sentences), FEW: command.npz(few)}
     words = f"{int(right.sum())} of {len(right)} test questions have the intent of the nearest other one"
-    return command.Made(network, calibration, test, float(right.mean()), words)
+    return command.Made(network, calibration, test, float(right.mean()), words, files)
 
 
 if __name__ == "__main__":

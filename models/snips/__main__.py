@@ -10,13 +10,13 @@ from onnxcomp_models import command, snips
 from onnxcomp_models.snips.train import EPOCHS
 from onnxcomp_models.snips.words import to_json
 
-_VOCABULARY = "vocabulary.json"
+_VOCABULARY, _TRAINING = "vocabulary.json", "train.npz"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. The exit code."""
     parser = command.parser("snips", __doc__ or "", epochs=EPOCHS)
-    return command.run(parser.parse_args(arguments), _make, [_VOCABULARY])
+    return command.run(parser.parse_args(arguments), _make, [_VOCABULARY, _TRAINING])
 
 
 def _make(options: argparse.Namespace) -> command.Made:
@@ -30,7 +30,10 @@ def _make(options: argparse.Namespace) -> command.Made:
         {"ids": found.valid_ids, "labels": found.valid_labels},
         right,
         f"{round(right * count)} of {count} validation sentences, seed {options.seed}",
-        {_VOCABULARY: to_json(found.words)},
+        {
+            _VOCABULARY: to_json(found.words),
+            _TRAINING: command.npz({"ids": found.train_ids, "labels": found.train_labels}),
+        },
     )
 
 

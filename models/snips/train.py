@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from onnxcomp_models import fitting
 from onnxcomp_models.snips.model import PADDING, UNKNOWN, build
@@ -47,3 +50,10 @@ def hidden(ids: torch.Tensor) -> torch.Tensor:
     ids = ids[:, : int((ids != PADDING).sum(1).max())]
     hide = (torch.rand(ids.shape) < HIDDEN) & (ids != PADDING)
     return torch.where(hide, UNKNOWN, ids)
+
+
+def hide_words(samples: Mapping[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """`ids`, int64, (n, seq), with some words unknown, as `hidden` does: for `onnxcomp distill --augment`."""
+    ids = samples["ids"]
+    hide = (generator.random(ids.shape) < HIDDEN) & (ids != PADDING)
+    return {**samples, "ids": np.where(hide, UNKNOWN, ids)}

@@ -13,6 +13,7 @@ from conftest import ROOT
 from onnxcomp_models import minilm
 from onnxcomp_models.minilm import __main__ as command
 from onnxcomp_models.minilm import model, sentences
+from onnxcomp_models.minilm import unlabelled as without_labels
 
 from onnxcomp.errors import DataError, UnsupportedError
 
@@ -178,6 +179,67 @@ def test_the_command_writes_what_the_next_steps_read(folder, tmp_path, capsys):
         np.testing.assert_array_equal(test["input_ids"], found.test_ids)
         np.testing.assert_array_equal(test["attention_mask"], found.test_mask)
         np.testing.assert_array_equal(test["labels"], found.test_labels)
+
+
+@pytest.fixture
+def both(folder):
+    """The folder, with voice commands beside the questions."""
+    for name, lines in (
+        ("snips_train.tsv", ['play "jazz"\tPlayMusic', "IS it safe? \tx"]),
+        ("snips_valid.tsv", ["hm\tx"]),
+    ):
+        write(folder, name, lines, "text\tintent")
+    write(folder, sentences.TEST, ["My card is gone,lost_card", "help,x"])
+    return folder
+
+
+@needs_package
+def test_sentences_without_labels_are_of_both_kinds_and_none_is_a_test_sentence(both):
+    found = without_labels.unlabelled(both, 4)
+    assert list(found) == ["input_ids", "attention_mask"]
+    wanted = minilm.encode(["Where, oh where, is my card?", "Is it safe?", 'play "jazz"', "IS it safe?"])[0]
+    assert {tuple(row) for row in found["input_ids"]} == {tuple(row) for row in wanted}
+
+
+@needs_package
+def test_more_sentences_are_mixtures_of_two_and_the_first_ones_stay(both):
+    few, many = (without_labels.unlabelled(both, count) for count in (4, 40))
+    width = few["input_ids"].shape[1]
+    np.testing.assert_array_equal(many["input_ids"][:4, :width], few["input_ids"])
+    words = {*few["input_ids"].ravel().tolist()}
+    assert {*many["input_ids"][4:].ravel().tolist()} <= words
+    assert len({tuple(row) for row in many["input_ids"][4:]}) > 10
+    assert many["attention_mask"][4:].sum(1).min() >= 3
+    np.testing.assert_array_equal(many["input_ids"], without_labels.unlabelled(both, 40)["input_ids"])
+
+
+def test_a_mixture_is_a_beginning_and_an_end():
+    texts, generator = ["a b c d", "e f g h"], np.random.default_rng(0)
+    made = {without_labels._mixture(texts, generator) for _ in range(200)}
+    assert {"a f g h", "a b g h", "e f g d"} <= made
+    assert all(1 <= len(text.split()) <= 5 for text in made)
+
+
+@pytest.mark.parametrize(("name", "lines"), [("snips_valid.tsv", None), ("snips_train.tsv", ["play\tx", "\tx"])])
+def test_unlabelled_needs_all_four_files(both, name, lines):
+    if lines is None:
+        (both / name).unlink()
+    else:
+        write(both, name, lines, "text\tintent")
+    with pytest.raises(DataError) as caught:
+        without_labels.unlabelled(both, 4)
+    assert name in str(caught.value)
+
+
+@needs_package
+def test_the_command_writes_sentences_without_labels(both, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_FEW", 3)
+    out = tmp_path / "out"
+    assert command.main(["--data", str(both), "-o", str(out), "--unlabelled", "5"]) == 0
+    with np.load(out / command.UNLABELLED) as many, np.load(out / command.FEW) as few:
+        assert many["input_ids"].shape[0] == 5
+        for name in ("input_ids", "attention_mask"):
+            np.testing.assert_array_equal(few[name], many[name][:3])
 
 
 def test_the_card_states_what_is_so():

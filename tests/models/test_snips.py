@@ -133,6 +133,24 @@ def test_training_hides_one_word_in_ten():
     assert (made[:3, 20:] == 0).all()
 
 
+def test_words_are_hidden_in_arrays_too():
+    ids = np.full((200, 60), 9)
+    ids[:, 50:] = 0
+    made = snips.hide_words({"ids": ids}, np.random.default_rng(0))["ids"]
+    assert (made[:, 50:] == 0).all()
+    assert set(np.unique(made)) == {0, 1, 9}
+    assert 0.08 < (made[:, :50] == 1).mean() < 0.12
+    assert (ids[:, :50] == 9).all()
+
+
+def test_the_student_is_less_than_half_and_takes_the_same():
+    whole, half = snips.build(), snips.student()
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (whole, half)]
+    assert sizes[1] < 0.5 * sizes[0]
+    assert not half.training
+    assert half(torch.ones(2, 7, dtype=torch.int64)).shape == (2, 7)
+
+
 def test_same_seed_same_weights(folder, one_thread):
     found = snips.data(folder)
     first, again, other = (snips.train(found, seed=seed, epochs=1).state_dict() for seed in (4, 4, 5))
@@ -165,6 +183,9 @@ def test_the_command_writes_what_the_next_steps_read(folder, tmp_path, monkeypat
         assert {tuple(row) for row in calibration["ids"]} <= {tuple(row) for row in found.train_ids}
         np.testing.assert_array_equal(test["ids"], found.valid_ids)
         np.testing.assert_array_equal(test["labels"], found.valid_labels)
+    with np.load(out / "train.npz") as train:
+        np.testing.assert_array_equal(train["ids"], found.train_ids)
+        np.testing.assert_array_equal(train["labels"], found.train_labels)
     stored = json.loads((out / "vocabulary.json").read_text(encoding="utf-8"))
     assert stored == {"words": list(found.words), "intents": list(snips.INTENTS)}
 
