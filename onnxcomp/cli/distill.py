@@ -17,6 +17,7 @@ from onnxcomp.passes.distill import Settings
 _HELP = """Train a small model, the student, to answer as a large one does, the teacher.
 
 \b
+teacher: an .onnx file, or module:attr, file.py:attr with a PyTorch module.
 student: an .onnx file (pruned, with layers taken out, or a small net's export),
          whose weights are trained in its own graph; or module:attr, file.py:attr
          with a PyTorch module that takes the teacher's inputs by name.
@@ -37,11 +38,18 @@ same training without a teacher, before you credit the teacher.
 
 
 @click.command("distill", help=_HELP)
-@click.option("--teacher", required=True, metavar="T.onnx", help="What to learn from, best in float32.")
+@click.option(
+    "--teacher", required=True, metavar="T.onnx|TARGET", help="What to learn from, best in float32; see above."
+)
 @click.option("--student", required=True, metavar="S.onnx|TARGET", help="What learns; see above.")
 @click.option("--data", required=True, metavar="D", help="Samples: .npz, .npy, folder, FILE.py:fn.")
 @shells.output_options
-@click.option("--hint", multiple=True, metavar="TEACHER=STUDENT", help="Inner tensors that shall be equal; repeatable.")
+@click.option(
+    "--hint",
+    multiple=True,
+    metavar="TEACHER=STUDENT[:LOSS]",
+    help="Inner tensors that shall be alike, by hint (equal, any width), mse, cosine, rkd, attention or relation.",
+)
 @click.option(
     "--augment", metavar="FILE.py:FN", help="Changes the samples of each step: (arrays by name, numpy Generator)."
 )

@@ -12,11 +12,17 @@ from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.errors import UnsupportedError, UsageError, nearest
 from onnxcomp.passes.base import Context, Effect, Pass, option
 
 #: the losses that compare class scores
 OF_CLASSES = ("kl", "dkl", "dist")
+
+#: the losses that compare the samples of a run with each other
+OF_SAMPLES = ("dist", "rkd")
+
+#: the losses between inner tensors; others than these are for outputs
+OF_HINTS = ("hint", "mse", "cosine", "rkd", "attention", "relation")
 
 #: options, what they may be, in words
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -32,6 +38,31 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 _FIRST = 0.04
 
 
+@dataclasses.dataclass(frozen=True)
+class HintPair:
+    """An inner tensor of the teacher, the student's that shall be like it, and the loss between them, of `OF_HINTS`."""
+
+    teacher: str
+    student: str
+    loss: str = "hint"
+
+    @staticmethod
+    def parse(text: str) -> HintPair:
+        """The pair of 'TEACHER=STUDENT' or 'TEACHER=STUDENT:LOSS'. Raises UsageError.
+
+        Names of tensors have colons too ('add:0', 'onnx::MatMul_7'): the last one counts where a loss follows.
+        """
+        theirs, _, ours = text.partition("=")
+        name, colon, loss = ours.rpartition(":")
+        if not colon or loss not in OF_HINTS:
+            if colon and (near := nearest(loss, OF_HINTS)):
+                raise UsageError(f"a hint has no loss '{loss}'", where=f"--hint {text}", hint=near)
+            name, loss = ours, "hint"
+        if not theirs or not name:
+            raise UsageError("not of the form TEACHER_TENSOR=STUDENT_TENSOR[:LOSS]", where=f"--hint {text}")
+        return HintPair(theirs, name, loss)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """How a student is trained: every option once, for the API, the command line, recipes and the record.
@@ -39,11 +70,18 @@ class Settings:
     The same ones give the same student on the same threads.
     """
 
-    loss: Literal["kl", "dkl", "dist", "mse", "cosine"] = option(
-        "kl", "what is near the teacher: kl, dkl and dist for class scores, mse and cosine for others"
+    loss: Literal["kl", "dkl", "dist", "mse", "cosine", "rkd"] = option(
+        "kl",
+        "what is near the teacher: kl, dkl and dist for class scores; mse, cosine, and rkd (how samples lie to each "
+        "other, also in fewer dimensions) for embeddings and others",
     )
     temperature: float = option(4.0, "of kl and dkl: what the scores are divided by")
-    hint: tuple[str, ...] = option((), "TEACHER=STUDENT: inner tensors that shall be equal; repeatable")
+    hint: tuple[str, ...] = option(
+        (),
+        "TEACHER=STUDENT[:LOSS]: inner tensors that shall be alike; repeatable. LOSS: hint (equal, through a projector "
+        "where the widths differ), mse, cosine, rkd, attention (probabilities), relation (queries, keys, values or "
+        "hidden states, of any width)",
+    )
     hint_weight: float = option(1.0, "weight of the hints beside the loss")
     labels_weight: float = option(0.0, "share of cross entropy with the data's labels; 1: no teacher, the control run")
     mask: str | None = option(None, "the input that is 0 where there is padding: it is left out of the losses")
@@ -72,7 +110,7 @@ class Settings:
                 value = getattr(self, name)
                 if value is not None and not fits(value):
                     raise UsageError(f"--{name.replace('_', '-')} {text}", where=f"{name}={value}")
-        if self.hint and self.labels_weight == 1:
+        if self.hints and self.labels_weight == 1:
             raise UsageError(
                 "hints have nothing to follow: the teacher is not asked",
                 where="labels_weight=1",
@@ -83,6 +121,16 @@ class Settings:
     def fields(cls) -> tuple[dataclasses.Field[Any], ...]:
         """What the command line makes options from, as it does from a pass's."""
         return dataclasses.fields(cls)
+
+    @property
+    def hints(self) -> tuple[HintPair, ...]:
+        """Of the option `hint`. Raises UsageError for one that is none."""
+        return tuple(map(HintPair.parse, self.hint))
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether a loss needs the samples of a step in one run."""
+        return not {self.loss, *(hint.loss for hint in self.hints)}.isdisjoint(OF_SAMPLES)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step of `steps`: a line up to `lr`, then half a cosine (Loshchilov, Hutter 2017)."""

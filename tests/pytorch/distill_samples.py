@@ -80,3 +80,22 @@ class Foreign(Small):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return super().forward(image)
+
+
+class Plain(nn.Module):
+    """The net of `teacher`, in torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 32)
+        self.second = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class Noisy(Plain):
+    """Eval mode does not stop its noise."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.randn_like(x))

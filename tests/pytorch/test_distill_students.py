@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import builders
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from onnxcomp import model as models
-from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.errors import DataError, UnsafeModelError, UnsupportedError, UsageError
 from onnxcomp.evaluate import evaluate
 from onnxcomp.passes import PruneStructured, QuantizeDynamic, QuantizeStatic, QuantizeWeights
 from onnxcomp.pipeline import optimize_file
@@ -254,3 +255,90 @@ def test_labels_help_where_they_are_right(place, tmp_path):
     assert history[done.trained.best]["validation"]["accuracy"] > history[0]["validation"]["accuracy"]
     score = evaluate(tmp_path / "out.onnx", place / "data.npz")
     assert score.value.value > 0.3
+
+
+def torch_teacher(path, module=distill_samples.Plain):
+    """The net of a file as a module with its weights."""
+    weights = models.load(path).graph.initializers
+    made = module()
+    with torch.no_grad():
+        for layer, number in ((made.first, 1), (made.second, 2)):
+            layer.weight.copy_(torch.from_numpy(weights[f"w{number}"].const_value.numpy().copy()))
+            layer.bias.copy_(torch.from_numpy(weights[f"b{number}"].const_value.numpy().copy()))
+    return made
+
+
+def test_a_torch_module_teaches_as_its_file_does(place, tmp_path):
+    """The same losses and fidelity; the record says what it was, and eval mode is its own."""
+    module = torch_teacher(place / "teacher.onnx").train()
+    hints = {"hint": ["h=h"]}, {"hint": ["first=h"]}
+    of_file = run(place, place / "student8.onnx", tmp_path / "a.onnx", **hints[0])
+    done = run(place, place / "student8.onnx", tmp_path / "b.onnx", teacher=module, **hints[1])
+    for ours, theirs in zip(done.trained.history, of_file.trained.history, strict=True):
+        assert ours["validation"]["loss"] == pytest.approx(theirs["validation"]["loss"], rel=1e-4)
+    assert done.fidelity.agreement.value == of_file.fidelity.agreement.value
+    assert not module.training
+    record = done.to_json()["input"]
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    assert (record["kind"], record["path"], record["bytes"]) == ("torch", "Plain", size)
+    assert of_file.to_json()["input"]["kind"] == "onnx"
+    with torch.no_grad():
+        module.first.bias.add_(1)
+    other = run(place, place / "student8.onnx", tmp_path / "c.onnx", teacher=module, **hints[1])
+    assert other.to_json()["input"]["sha256"] != record["sha256"]
+
+
+def test_a_module_teaches_a_module(place, tmp_path):
+    """Neither is a file: the samples say what both take."""
+    done = run(place, f"{MODULES}:Small", tmp_path / "b.onnx", teacher=f"{MODULES}:Keyed", cache=tmp_path / "cache")
+    assert improved(done)
+    assert done.to_json()["input"]["path"] == f"{MODULES}:Keyed"
+    (output,) = models.signature(models.load(done.output.path)).outputs
+    assert output.name == "y"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options", "error", "text"),
+    [
+        ("Foreign", {}, UsageError, "does not run on the samples"),
+        ("Foreign", {"student": "Small"}, DataError, r"takes image, the samples hold x"),
+        ("Narrow", {}, UsageError, r"shape .*10\) of the student, .*5\) of the teacher"),
+        ("Plain", {"hint": ["nothing=h"]}, UsageError, "no such submodule"),
+        ("Plain", {"data": "random:50"}, DataError, "needs real data"),
+        ("Noisy", {}, UnsupportedError, "answers differently"),
+    ],
+)
+def test_a_module_that_cannot_teach_is_refused_before(place, tmp_path, teacher, options, error, text):
+    options = dict(options)
+    student = options.pop("student", None)
+    student = place / "student8.onnx" if student is None else f"{MODULES}:{student}"
+    with pytest.raises(error, match=text):
+        run(place, student, tmp_path / "out.onnx", teacher=f"{MODULES}:{teacher}", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_is_not_its_own_teacher(place, tmp_path):
+    module = distill_samples.Small()
+    with pytest.raises(UsageError, match="its own teacher"):
+        run(place, module, tmp_path / "out.onnx", teacher=module)
+
+
+@pytest.mark.parametrize("who", ["teacher", "student"])
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.pkl"])
+def test_pickles_are_never_read(place, tmp_path, who, name):
+    """Reading this one would leave a file behind."""
+    (tmp_path / name).write_bytes(pickle.dumps(Trap(str(tmp_path / "sprung"))))
+    chosen = {"teacher": place / "teacher.onnx", "student": place / "student8.onnx", who: str(tmp_path / name)}
+    with pytest.raises(UnsafeModelError, match="a pickled module is never read"):
+        distill(chosen["teacher"], chosen["student"], place / "data.npz", tmp_path / "out.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+class Trap:
+    """A pickle that runs code."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")

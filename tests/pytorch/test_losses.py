@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from scipy.special import rel_entr, softmax
 from torch import nn
 
 from onnxcomp.errors import DataError, UsageError
+from onnxcomp.passes.distill import OF_CLASSES, OF_HINTS, OF_SAMPLES, HintPair, Settings
 from onnxcomp.pytorch.distillation.losses import (
     DIST,
     DKD,
     KL,
     LOSSES,
     MSE,
+    RKD,
     Attention,
     Cosine,
     Hint,
@@ -42,6 +46,10 @@ def maps(samples, positions, generator, heads=2):
     return scores.softmax(-1)
 
 
+def embeddings(samples, positions, generator):
+    return torch.randn(samples * positions, 6, generator=generator, dtype=torch.float64)
+
+
 #: each loss with what draws tensors for it
 CASES = {
     "kl": (KL(temperature=3.0), logits),
@@ -49,12 +57,15 @@ CASES = {
     "dist": (DIST(temperature=2.0), logits),
     "mse": (MSE(), hidden),
     "cosine": (Cosine(), hidden),
+    "rkd": (RKD(), embeddings),
     "hint": (Hint(), hidden),
     "attention": (Attention(), maps),
     "attention mse": (Attention(kind="mse"), maps),
     "relation": (Relation(heads=2), hidden),
 }
 EACH = pytest.mark.parametrize("name", CASES)
+#: those that take positions within samples, which may be padding
+PADDED = pytest.mark.parametrize("name", [name for name in CASES if name != "rkd"])
 
 
 def drawn(name, samples=3, positions=4, seed=0):
@@ -91,21 +102,21 @@ def test_the_teacher_has_no_gradient(name):
     assert teacher.grad is None
 
 
-@EACH
+@PADDED
 def test_a_batch_twice_as_large_loses_as_much(name):
     loss, student, teacher = drawn(name)
     twice = loss(torch.cat([student, student]), torch.cat([teacher, teacher]))
     torch.testing.assert_close(twice, loss(student, teacher))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "dist"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("dist", "rkd")])
 def test_the_batch_is_the_mean_of_its_samples(name):
     loss, student, teacher = drawn(name)
     alone = [loss(student[i : i + 1], teacher[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(loss(student, teacher), torch.stack(alone).mean())
 
 
-@EACH
+@PADDED
 def test_padding_is_left_out(name):
     """What stands there changes neither loss nor gradient, and both are those of the sample without it."""
     loss, student, teacher = drawn(name, samples=1, positions=5)
@@ -127,7 +138,7 @@ def test_padding_is_left_out(name):
     assert other.grad[cut].any()
 
 
-@EACH
+@PADDED
 def test_a_batch_of_padding_teaches_nothing(name):
     loss, student, teacher = drawn(name)
     found = loss(student.requires_grad_(), teacher, mask=torch.zeros(3, 4))
@@ -136,7 +147,7 @@ def test_a_batch_of_padding_teaches_nothing(name):
     assert not student.grad.any()
 
 
-@EACH
+@PADDED
 def test_a_mask_of_another_length_is_refused(name):
     loss, student, teacher = drawn(name)
     with pytest.raises(DataError, match=r"a mask of \(3, 7\)"):
@@ -253,6 +264,86 @@ def test_cosine_does_not_know_the_length():
     torch.testing.assert_close(Cosine()(7 * student, teacher), Cosine()(student, teacher))
 
 
+def test_rkd_is_the_formula():
+    """Pairs and triplets one by one, in numpy."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 3, generator=generator), torch.randn(5, 7, generator=generator)
+
+    def facts(x):
+        pairs = [np.linalg.norm(x[i] - x[j]) for i in range(5) for j in range(5) if i != j]
+        triplets = [(i, j, k) for i in range(5) for j in range(5) for k in range(5) if len({i, j, k}) == 3]
+        arms = [(x[j] - x[i], x[k] - x[i]) for i, j, k in triplets]
+        angles = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in arms]
+        return np.array(pairs) / np.mean(pairs), np.array(angles)
+
+    def huber(s, t):
+        far = np.abs(s - t)
+        return np.where(far < 1, far**2 / 2, far - 0.5).mean()
+
+    expected = [huber(s, t) for s, t in zip(facts(student.numpy()), facts(teacher.numpy()), strict=True)]
+    assert RKD(distance=3.0, angle=5.0)(student, teacher).item() == pytest.approx(
+        3 * expected[0] + 5 * expected[1], rel=1e-5
+    )
+
+
+def test_rkd_lets_a_student_turn_and_stretch():
+    _, student, _ = drawn("rkd")
+    turned, _ = torch.linalg.qr(torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    assert RKD()(7 * student @ turned.T + 3, student).item() == pytest.approx(0, abs=1e-12)
+    assert MSE()(7 * student @ turned.T[:, :6] + 3, student).item() > 1
+
+
+def test_rkd_does_not_grow_with_the_batch():
+    """Pairs within a batch stand for all pairs: the mean over halves of many samples is that of all."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 120, 6, generator=generator)
+    parts = [RKD()(student[i : i + 20], teacher[i : i + 20]).item() for i in range(0, 120, 20)]
+    assert np.mean(parts) == pytest.approx(RKD()(student, teacher).item(), rel=0.05)
+
+
+def test_rkd_of_equal_and_of_few_samples_has_a_gradient():
+    generator = torch.Generator().manual_seed(0)
+    for count in (0, 1, 2, 4):
+        student = torch.randn(count, 6, generator=generator).repeat(2 if count == 4 else 1, 1).requires_grad_()
+        found = RKD()(student, torch.randn(len(student), 6, generator=generator))
+        found.backward()
+        assert torch.isfinite(found)
+        assert torch.isfinite(student.grad).all()
+        assert student.grad.any() == (count > 2)
+    with pytest.raises(UsageError, match=r"shape \(3, 4, 6\) of the student"):
+        RKD()(torch.zeros(3, 4, 6), torch.zeros(3, 4, 6))
+    mask = torch.tensor([1, 1, 1, 0])
+    student, teacher = torch.randn(2, 4, 6, generator=generator)
+    torch.testing.assert_close(RKD()(student, teacher, mask=mask), RKD()(student[:3], teacher[:3]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=b", ("a", "b", "hint")),
+        ("a=b:relation", ("a", "b", "relation")),
+        ("add:0=sub:0", ("add:0", "sub:0", "hint")),
+        ("add:0=sub:0:mse", ("add:0", "sub:0", "mse")),
+        ("onnx::Add_7=onnx::MatMul_9", ("onnx::Add_7", "onnx::MatMul_9", "hint")),
+    ],
+)
+def test_hints_as_text(text, expected):
+    assert dataclasses.astuple(HintPair.parse(text)) == expected
+
+
+@pytest.mark.parametrize("text", ["a", "=b", "a=", "a=:mse", "a=b:atention", "a=b:realtion"])
+def test_what_is_no_hint_is_refused(text):
+    with pytest.raises(UsageError, match=r"not of the form|a hint has no loss"):
+        Settings(hint=(text,))
+
+
+def test_the_names_are_those_of_the_table():
+    """What the options say without torch is what there is with it."""
+    loss = typing.get_type_hints(Settings)["loss"]
+    assert {*typing.get_args(loss), *OF_HINTS} == set(LOSSES)
+    assert {*OF_CLASSES, *OF_SAMPLES} < set(LOSSES)
+
+
 @pytest.mark.parametrize("loss", [KL, DKD, DIST])
 def test_one_class_says_nothing(loss):
     with pytest.raises(UsageError, match="two classes"):
@@ -313,6 +404,10 @@ def test_relations_need_neither_equal_widths_nor_heads():
     torch.testing.assert_close(Relation(heads=4)(student, teacher), Relation(heads=4)(student, joined))
     with pytest.raises(UsageError, match="do not divide the student's width 8"):
         Relation(heads=6)(student, teacher)
+    torch.testing.assert_close(Relation()(student, teacher), Relation(heads=4)(student, teacher))  # 4 divides 8 and 12
+    with pytest.raises(UsageError, match="2 heads of the student, 3 of the teacher") as caught:
+        Attention()(torch.rand(1, 2, 5, 5), torch.rand(1, 3, 5, 5))
+    assert "relation" in caught.value.hint
     turned, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
     assert Relation(heads=1)(student @ turned, student).item() == pytest.approx(0, abs=1e-6)
 

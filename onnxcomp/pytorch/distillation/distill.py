@@ -16,6 +16,7 @@ from onnxcomp.errors import DataError, GateError, NoEffectError, UsageError
 from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
 from onnxcomp.model import ModelFile
 from onnxcomp.pytorch.distillation import setup
+from onnxcomp.pytorch.distillation.guide import Named
 from onnxcomp.pytorch.distillation.lesson import Augment
 from onnxcomp.pytorch.distillation.loop import CHECKPOINT_SECONDS
 from onnxcomp.pytorch.distillation.ranks import choose_device, from_environment, joined
@@ -25,7 +26,7 @@ from onnxcomp.pytorch.distillation.teach import Taught, teach
 
 
 def distill(
-    teacher: str | os.PathLike[str],
+    teacher: Named,
     student: setup.Source,
     data: str | os.PathLike[str] | Mapping[str, np.ndarray],
     output: str | os.PathLike[str],
@@ -52,7 +53,8 @@ def distill(
     them). The first process writes; what fails in one ends all.
 
     Args:
-        teacher: an ONNX file; ONNX Runtime runs it.
+        teacher: an ONNX file, which ONNX Runtime runs; or a torch module, in eval mode without gradients where it
+            is, which takes the samples by the names of `forward`'s arguments; hints are paths of its submodules.
         student: an ONNX file or model, whose weights are trained in its own graph; or a torch module, as
             `onnxcomp.pytorch.export` takes it, which takes the teacher's inputs by name and is exported.
         data: samples as `onnxcomp.data.open_source` takes them; they need no labels.
@@ -75,12 +77,11 @@ def distill(
     settings = setup.make_settings(options)
     if resume and checkpoint is None:
         raise UsageError("--resume needs --checkpoint", hint="name the folder of the interrupted run")
-    files = tuple(file for file in (Path(teacher), setup.onnx_file(student)) if file is not None)
+    files = tuple(file for file in map(setup.onnx_file, (teacher, student)) if file is not None)
     ranks = from_environment()
     with joined(ranks, choose_device(settings, ranks)):
         if ranks.first:
             models.refuse_target(Path(output), force=force, inputs=files)
-        before = models.fingerprint(teacher)
         taught = teach(
             teacher, student, data, settings, augment=augment, quantization_aware=quantization_aware, cache=cache,
             checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, resume=resume, tensorboard=tensorboard,
@@ -92,15 +93,15 @@ def distill(
                 where=Path(output),
                 hint="another --lr, more --epochs or samples; a student as good as its teacher has nothing to learn",
             )
-        publication = _Publication(before, taught, schema=schema)
+        publication = _Publication(taught, schema=schema)
         return ranks.from_first(lambda: publication.publish(Path(output), force=force, inputs=files))
 
 
 class _Publication:
     """From a trained student to a file that is verified, and its record."""
 
-    def __init__(self, teacher: ModelFile, taught: Taught, *, schema: str) -> None:
-        self._teacher, self._lesson, self._taught, self._schema = teacher, taught.lesson, taught, schema
+    def __init__(self, taught: Taught, *, schema: str) -> None:
+        self._guide, self._lesson, self._taught, self._schema = taught.guide, taught.lesson, taught, schema
         self._fidelity: Fidelity | None = None
         self._warnings: list[str] = []
         self._result: Distilled | None = None
@@ -121,18 +122,18 @@ class _Publication:
         return self._result
 
     def _compare(self, path: Path) -> None:
-        sessions = [runtime.open_session(file) for file in (Path(self._teacher.path), path)]
-        judging = setup.batches(self._lesson.samples, self._lesson.order.judging, sessions[0].signature.inputs)
+        judging = setup.batches(self._lesson.samples, self._lesson.order.judging, self._guide.inputs)
         try:
-            self._fidelity = compare_sessions(sessions[0], sessions[1], judging)
+            self._fidelity = compare_sessions(self._guide.answering(), runtime.open_session(path), judging)
         except DataError as error:
-            self._warnings.append(f"output and teacher were not compared in ONNX Runtime: {error}")
+            self._warnings.append(f"output and teacher were not compared: {error}")
 
     def _describe(self, made: ModelFile) -> bytes:
         lesson = self._lesson
         counts = {"trained": len(lesson.order.training), "judged": len(lesson.order.judging)}
         self._result = Distilled(
-            self._teacher,
+            self._guide.file,
+            self._guide.kind,
             lesson.student.to_json(),
             made,
             lesson.settings,

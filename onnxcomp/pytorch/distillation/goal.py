@@ -6,60 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from onnxcomp.errors import DataError, UsageError
 from onnxcomp.passes.distill import OF_CLASSES, Settings
-from onnxcomp.pytorch.distillation.losses import LOSSES, Hint, Losses, Objective, Term, pairs
+from onnxcomp.pytorch.distillation.losses import LOSSES, Objective, Term, pairs
 from onnxcomp.pytorch.distillation.losses.base import rows
-from onnxcomp.pytorch.distillation.losses.response import row_labels
 
 
-class Supervised(nn.Module):
-    """Cross entropy with the labels alone: the control, which has no teacher.
-
-    Args:
-        scores: the student's tensor of class scores.
-    """
-
-    def __init__(self, scores: str) -> None:
-        super().__init__()
-        self.scores = scores
-
-    def forward(
-        self,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
-        *,
-        labels: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> Losses:
-        """The loss of one batch; nothing of the teacher is read. Raises DataError for labels that do not fit."""
-        if labels is None:
-            raise DataError("the data has no labels", hint="labels_weight=0 needs none")
-        scores = student[self.scores]
-        targets = row_labels(labels, scores, -1, mask)
-        total = functional.cross_entropy(rows(scores, -1, mask).float(), targets)
-        return Losses(total, {"labels": total.detach()})
-
-
-Goal = Objective | Supervised
-
-
-def parse_hints(hints: Sequence[str]) -> list[tuple[str, str]]:
-    """(teacher's tensor, student's tensor) of each 'TEACHER=STUDENT'. Raises UsageError."""
-    found = []
-    for hint in hints:
-        theirs, _, ours = hint.partition("=")
-        if not theirs or not ours:
-            raise UsageError("not of the form TEACHER_TENSOR=STUDENT_TENSOR", where=f"--hint {hint}")
-        found.append((theirs, ours))
-    return found
-
-
-def make_goal(settings: Settings, student: Sequence[str], teacher: Sequence[str]) -> tuple[Goal, str, str]:
+def make_goal(settings: Settings, student: Sequence[str], teacher: Sequence[str]) -> tuple[Objective, str, str]:
     """(the goal, the student's output that is judged, the teacher's that it is held against).
+
+    Where labels have all of the weight, the goal has no terms: the control, which learns nothing of the teacher.
 
     Args:
         settings: loss, temperature, hints, share of the labels.
@@ -70,12 +27,10 @@ def make_goal(settings: Settings, student: Sequence[str], teacher: Sequence[str]
     """
     paired = pairs(student, teacher)
     ours, theirs = paired[0]
-    if settings.labels_weight == 1:
-        return Supervised(ours), ours, theirs
-    tempered = {"temperature": settings.temperature} if settings.loss in ("kl", "dkl") else {}
-    terms = [Term(LOSSES[settings.loss](**tempered), s, t) for s, t in paired]
-    terms += [Term(Hint(), s, t, settings.hint_weight) for t, s in parse_hints(settings.hint)]
     weight = settings.labels_weight
+    tempered = {"temperature": settings.temperature} if settings.loss in ("kl", "dkl") else {}
+    terms = [Term(LOSSES[settings.loss](**tempered), s, t) for s, t in paired] if weight < 1 else []
+    terms += [Term(LOSSES[hint.loss](), hint.student, hint.teacher, settings.hint_weight) for hint in settings.hints]
     return Objective(terms, labels_weight=weight, scores=ours if weight else None), ours, theirs
 
 

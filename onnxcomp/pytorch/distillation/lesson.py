@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from onnxcomp.passes.distill import Settings
-from onnxcomp.pytorch.distillation.goal import Goal
+from onnxcomp.pytorch.distillation.losses import Objective
 from onnxcomp.pytorch.distillation.samples import Feeds, Order, Samples
 from onnxcomp.pytorch.distillation.students import Student
 from onnxcomp.pytorch.distillation.teacher import Teacher
@@ -36,7 +36,7 @@ class Lesson:
 
     student: Student
     teacher: Teacher
-    goal: Goal
+    goal: Objective
     judged: tuple[str, str]
     samples: Samples
     order: Order

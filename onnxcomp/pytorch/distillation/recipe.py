@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxcomp import model as models
 from onnxcomp.errors import UsageError
 from onnxcomp.passes import Context, Distill, Effect
 from onnxcomp.passes.base import transplant
@@ -38,7 +37,7 @@ class DistillWithTorch(Distill):
             checkpoint=context.checkpoint,
             resume=context.resume,
         )
-        student, made = taught.lesson.student, models.fingerprint(teacher)
+        student, made = taught.lesson.student, taught.guide.file
         quantized_now = self.quantization_aware and not is_quantized(model)
         if taught.trained.best == 0:
             context.note(taught.nothing_better)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +20,8 @@ class Distilled:
     """A student that was trained and published.
 
     Attributes:
-        input: the teacher.
+        input: the teacher; of a torch module, its class, and SHA-256 and bytes of its state dict.
+        teacher: what it is, an ONNX file or a torch module.
         student: where the student came from: path, SHA-256, bytes.
         output: the file.
         settings: of the training.
@@ -34,6 +35,7 @@ class Distilled:
     """
 
     input: ModelFile
+    teacher: Literal["onnx", "torch"]
     student: Mapping[str, Any]
     output: ModelFile
     settings: Settings
@@ -60,7 +62,7 @@ class Distilled:
             "notes": [],
         }
         return {
-            "input": self.input.to_json(),
+            "input": {**self.input.to_json(), "kind": self.teacher},
             "student": dict(self.student),
             "output": self.output.to_json(),
             "size_ratio": self.size_ratio,

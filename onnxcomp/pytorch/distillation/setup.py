@@ -16,12 +16,11 @@ from torch import nn
 from onnxcomp import model as models
 from onnxcomp.data import Batches
 from onnxcomp.data.sources import from_arrays
-from onnxcomp.errors import DataError, UsageError, nearest
+from onnxcomp.errors import DataError, UnsafeModelError, UsageError, nearest
 from onnxcomp.model import InputSpec
 from onnxcomp.passes.distill import Settings
-from onnxcomp.pytorch.distillation.goal import as_tensors, make_goal, parse_hints
+from onnxcomp.pytorch.distillation.goal import as_tensors, make_goal
 from onnxcomp.pytorch.distillation.lesson import Augment, Lesson
-from onnxcomp.pytorch.distillation.losses import Objective
 from onnxcomp.pytorch.distillation.modules import ModuleStudent
 from onnxcomp.pytorch.distillation.quantized import QuantizedGraph, is_quantized
 from onnxcomp.pytorch.distillation.samples import Order, Samples
@@ -33,6 +32,9 @@ Source = str | os.PathLike[str] | ir.Model | nn.Module | tuple[Any, ...]
 
 #: training samples that give an unquantized student its ranges
 _CALIBRATION = 512
+
+#: what files with pickles are called
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
 _RUN = 64  # samples per run where nothing trains
 
@@ -52,6 +54,16 @@ def onnx_file(source: object) -> Path | None:
     if isinstance(source, os.PathLike) or (isinstance(source, str) and source.endswith(".onnx")):
         return Path(source)
     return None
+
+
+def refuse_pickle(source: object) -> None:
+    """Raise UnsafeModelError for the name of a file that holds a pickled module."""
+    if isinstance(source, str | os.PathLike) and Path(source).suffix in _PICKLES:
+        raise UnsafeModelError(
+            "a pickled module is never read, it can run code",
+            where=source,
+            hint="name the code that makes it: FILE.py:fn returns the module, with weights from .safetensors",
+        )
 
 
 def batches(samples: Samples, rows: np.ndarray, inputs: Sequence[InputSpec]) -> Batches:
@@ -87,7 +99,7 @@ def make_student(source: Source, place: Class, *, quantization_aware: bool) -> S
     Raises UsageError: other inputs than the teacher's, or integers that would not train; UnsupportedError.
     """
     samples, order, settings = place.samples, place.order, place.settings
-    hints = [ours for _, ours in parse_hints(settings.hint)]
+    hints = [hint.student for hint in settings.hints]
     file = onnx_file(source)
     if file is None and not isinstance(source, ir.Model):
         if quantization_aware:
@@ -135,16 +147,16 @@ def make_lesson(student: Student, place: Class, augment: Augment | None, device:
     goal, ours, theirs = make_goal(
         settings, [name for name in student.outputs if values[name].is_floating_point()], place.outputs
     )
-    if values[ours].shape != answers[theirs].shape:
+    # how samples lie to each other can be compared in other dimensions
+    if values[ours].shape != answers[theirs].shape and (settings.loss != "rkd" or settings.labels_weight == 1):
         raise UsageError(
             f"shape {tuple(values[ours].shape)} of the student, {tuple(answers[theirs].shape)} of the teacher",
             where=f"output {ours}",
             hint="a student answers as its teacher does: as many classes, as wide an embedding",
         )
-    if isinstance(goal, Objective):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)  # of projectors
-            goal.prepare(values, answers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # of projectors
+        goal.prepare(values, answers)
     lesson = Lesson(student, place.teacher, goal, (ours, theirs), samples, order, settings, device, augment)
     labels = samples.labels_of(rows) if settings.labels_weight else None
     mask = None if settings.mask is None else tensors[settings.mask]

@@ -154,6 +154,7 @@ class TorchTeacher:
         outputs: names for the tensor, or the tensors in order, that it returns, or keys where it returns a
             mapping. A GraphModule knows its own.
         hints: paths of submodules (see `Taps`), or values of a GraphModule.
+        by_name: `forward` has arguments of these names.
 
     Raises:
         UsageError: no names of inputs or outputs; a hint that the module does not have (values of a
@@ -162,9 +163,15 @@ class TorchTeacher:
     """
 
     def __init__(
-        self, module: nn.Module, *, inputs: Sequence[str], outputs: Sequence[str] = (), hints: Sequence[str] = ()
+        self,
+        module: nn.Module,
+        *,
+        inputs: Sequence[str],
+        outputs: Sequence[str] = (),
+        hints: Sequence[str] = (),
+        by_name: bool = False,
     ) -> None:
-        self._module = module
+        self._module, self._by_name = module, by_name
         self._outputs = tuple(outputs or (module.outputs if isinstance(module, GraphModule) else ()))
         self._inputs = tuple(inputs)
         if not self._inputs or not self._outputs:
@@ -208,7 +215,7 @@ class TorchTeacher:
             if isinstance(self._module, GraphModule):
                 found = self._module.values(feeds, self._names)
             else:
-                found = named(self._module(*feeds.values()), self._outputs)
+                found = named(self._module(**feeds) if self._by_name else self._module(*feeds.values()), self._outputs)
         if self._taps is not None:
             found |= self._taps.take()
         return {name: found[name].detach().float().cpu() for name in self._names}

@@ -12,6 +12,7 @@ from onnxcomp.pytorch.distillation.losses.embedding import MSE, Cosine
 from onnxcomp.pytorch.distillation.losses.feature import Hint
 from onnxcomp.pytorch.distillation.losses.objective import Losses, Objective, Term, pairs
 from onnxcomp.pytorch.distillation.losses.response import DKD, KL
+from onnxcomp.pytorch.distillation.losses.samples import RKD
 
 LOSSES: Mapping[str, type[Loss]] = {
     "kl": KL,
@@ -19,6 +20,7 @@ LOSSES: Mapping[str, type[Loss]] = {
     "dist": DIST,
     "mse": MSE,
     "cosine": Cosine,
+    "rkd": RKD,
     "hint": Hint,
     "attention": Attention,
     "relation": Relation,
@@ -30,6 +32,7 @@ __all__ = [
     "KL",
     "LOSSES",
     "MSE",
+    "RKD",
     "Attention",
     "Cosine",
     "Hint",

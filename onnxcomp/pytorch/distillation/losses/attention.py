@@ -18,6 +18,9 @@ _NEVER = -1e30
 #: a probability below it counts as this one in a logarithm
 _LEAST = 1e-12
 
+#: relation heads, where nothing is said: MiniLM's
+_HEADS = 12
+
 
 class Attention(Loss):
     """Mean over samples, heads and queries of KL(a_t || a_s), or of the mean over keys of (a_s - a_t)^2.
@@ -40,6 +43,11 @@ class Attention(Loss):
 
     def check(self, student: Shape, teacher: Shape) -> None:
         """Equal shapes with four axes."""
+        if len(student) == len(teacher) == 4 and student[1] != teacher[1]:
+            raise UsageError(
+                f"{student[1]} heads of the student, {teacher[1]} of the teacher",
+                hint="relation, on queries, keys or values, takes any number of heads",
+            )
         super().check(student, teacher)
         if len(student) != 4:
             raise UsageError(f"shape {tuple(student)}", hint="attention has samples, heads, queries and keys")
@@ -66,12 +74,12 @@ class Relation(Loss):
     arXiv 2012.15828, eq. 4 and 5: one such loss for each of queries, keys and values.
 
     Args:
-        heads: number of relation heads; it divides both widths.
+        heads: number of relation heads, which divides both widths; None: the most up to 12 that does.
     """
 
-    def __init__(self, *, heads: int = 12) -> None:
+    def __init__(self, *, heads: int | None = None) -> None:
         super().__init__()
-        positive(heads=heads)
+        positive(**({} if heads is None else {"heads": heads}))
         self.heads = heads
 
     def check(self, student: Shape, teacher: Shape) -> None:
@@ -81,8 +89,8 @@ class Relation(Loss):
             if len(shape) not in (3, 4):
                 raise UsageError(f"shape {tuple(shape)} of the {who}", hint="relations need 3 or 4 axes")
             places.append((shape[0], shape[-2]))
-            width = math.prod(shape) // max(shape[0] * shape[-2], 1)
-            if width % self.heads:
+            width = _width(shape)
+            if self.heads is not None and width % self.heads:
                 raise UsageError(f"{self.heads} relation heads do not divide the {who}'s width {width}")
         if places[0] != places[1]:
             raise UsageError(f"samples and positions {places[0]} of the student, {places[1]} of the teacher")
@@ -90,14 +98,25 @@ class Relation(Loss):
     def distance(self, student: Tensor, teacher: Tensor, *, labels: Tensor | None, mask: Tensor | None) -> Tensor:
         """See `Loss`."""
         real = _keys(mask, (len(student), student.shape[-2]), student)
-        s, t = (self._scores(x).masked_fill(~real[:, None, None, :], _NEVER) for x in (student, teacher))
+        heads = self.heads or _most_heads(_width(student.shape), _width(teacher.shape))
+        s, t = (_scores(x, heads).masked_fill(~real[:, None, None, :], _NEVER) for x in (student, teacher))
         return mean(divergence(s, t).transpose(1, 2)[real])
 
-    def _scores(self, x: Tensor) -> Tensor:
-        """(samples, heads, positions, positions)."""
-        joined = x.transpose(1, 2).flatten(2) if x.ndim == 4 else x
-        heads = joined.reshape(*joined.shape[:2], self.heads, -1).transpose(1, 2)
-        return (heads @ heads.transpose(-1, -2)) / math.sqrt(heads.shape[-1])
+
+def _width(shape: Shape) -> int:
+    """Of all heads together."""
+    return shape[-1] if len(shape) == 3 else shape[1] * shape[3]
+
+
+def _most_heads(*widths: int) -> int:
+    return next(heads for heads in range(_HEADS, 0, -1) if math.gcd(*widths) % heads == 0)
+
+
+def _scores(x: Tensor, heads: int) -> Tensor:
+    """(samples, heads, positions, positions)."""
+    joined = x.transpose(1, 2).flatten(2) if x.ndim == 4 else x
+    cut = joined.reshape(*joined.shape[:2], heads, -1).transpose(1, 2)
+    return (cut @ cut.transpose(-1, -2)) / math.sqrt(cut.shape[-1])
 
 
 def _keys(mask: Tensor | None, shape: tuple[int, int], like: Tensor) -> Tensor:
