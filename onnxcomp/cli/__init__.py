@@ -17,6 +17,7 @@ from onnxcomp import __version__
 #: verb -> its line in `onnxcomp --help`, in the order of a day's work
 VERBS: dict[str, str] = {
     "demo": "Train, export, shrink, judge and benchmark a small model; write a report.",
+    "shrink": "Find the best model for this machine within an accuracy budget.",
     "export": "Export a PyTorch model to ONNX and prove it equal at several sizes.",
     "inspect": "Show what a model weighs: bytes, parameters, operators, MACs.",
     "optimize": "Rewrite a model into an equal, smaller graph.",

@@ -7,7 +7,7 @@ import math
 from onnxcomp.errors import UsageError
 
 #: metrics whose values lie in [0, 1]
-_FRACTIONS = {"accuracy", "top5", "f1", "agreement", "relative_error"}
+_FRACTIONS = {"accuracy", "top5", "f1", "agreement", "cosine", "relative_error"}
 
 #: a fraction's drop of this or more was meant as a percentage
 _ABSURD = 0.3
