@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from onnxcomp_models import command, minilm
-from onnxcomp_models.minilm.unlabelled import unlabelled
+from onnxcomp_models.minilm.unlabelled import commands, unlabelled
 
-#: sentences to distill on, and the first of them, which pruning looks at
-UNLABELLED, FEW = "unlabelled.npz", "few.npz"
+#: sentences to distill on, the first of them, which pruning looks at, and others of the second kind, to judge by
+UNLABELLED, FEW, COMMANDS = "unlabelled.npz", "few.npz", "commands.npz"
 _FEW = 640
 
 
@@ -21,10 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--unlabelled",
         type=command.positive,
         metavar="N",
-        help=f"write {UNLABELLED} too: N sentences of Banking77 and Snips to distill on; the first {_FEW} are {FEW}",
+        help=f"write {UNLABELLED} too: N training sentences of Banking77 and Snips to distill on; the first {_FEW} are "
+        f"{FEW}, {COMMANDS} are the validation sentences of Snips",
     )
     options = parser.parse_args(arguments)
-    return command.run(options, _make, [] if options.unlabelled is None else [UNLABELLED, FEW])
+    return command.run(options, _make, [] if options.unlabelled is None else [UNLABELLED, FEW, COMMANDS])
 
 
 def _make(options: argparse.Namespace) -> command.Made:
@@ -40,7 +41,8 @@ def _make(options: argparse.Namespace) -> command.Made:
     if options.unlabelled is not None:
         sentences = unlabelled(options.data, options.unlabelled)
         few = {name: array[:_FEW] for name, array in sentences.items()}
-        files = {UNLABELLED: command.npz(sentences), FEW: command.npz(few)}
+        written = (sentences, few, commands(options.data))
+        files = dict(zip((UNLABELLED, FEW, COMMANDS), map(command.npz, written), strict=True))
     words = f"{int(right.sum())} of {len(right)} test questions have the intent of the nearest other one"
     return command.Made(network, calibration, test, float(right.mean()), words, files)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from onnxcomp.errors import DataError
 
 #: what is read and what no sentence may come from: file, column, what separates columns
 TRAIN = (("banking77_train.csv", "text", ","), ("snips_train.tsv", "text", "\t"))
-HELD_OUT = (("banking77_test.csv", "text", ","), ("snips_valid.tsv", "text", "\t"))
+COMMANDS = ("snips_valid.tsv", "text", "\t")
+HELD_OUT = (("banking77_test.csv", "text", ","), COMMANDS)
 
 
 def unlabelled(folder: str | os.PathLike[str], count: int) -> dict[str, np.ndarray]:
@@ -35,6 +36,15 @@ def unlabelled(folder: str | os.PathLike[str], count: int) -> dict[str, np.ndarr
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def commands(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The voice commands for testing, as `unlabelled` gives sentences: another kind of text than the questions.
+
+    Raises as `unlabelled`.
+    """
+    ids, mask = encode([*_texts(Path(folder), [COMMANDS])], LONGEST_QUESTION)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 def _mixture(texts: list[str], generator: np.random.Generator) -> str:
     first, second = (texts[i].split() for i in generator.integers(len(texts), size=2))
     share = generator.uniform()
@@ -45,7 +55,7 @@ def _plain(text: str) -> str:
     return text.strip().lower()
 
 
-def _texts(folder: Path, files: tuple[tuple[str, str, str], ...]) -> Iterator[str]:
+def _texts(folder: Path, files: Sequence[tuple[str, str, str]]) -> Iterator[str]:
     for name, column, separator in files:
         try:
             with (folder / name).open(encoding="utf-8", newline="") as file:

@@ -240,6 +240,8 @@ def test_the_command_writes_sentences_without_labels(both, tmp_path, monkeypatch
         assert many["input_ids"].shape[0] == 5
         for name in ("input_ids", "attention_mask"):
             np.testing.assert_array_equal(few[name], many[name][:3])
+    with np.load(out / command.COMMANDS) as commands:
+        np.testing.assert_array_equal(commands["input_ids"], minilm.encode(["hm"])[0])
 
 
 def test_the_card_states_what_is_so():
