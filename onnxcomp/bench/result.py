@@ -13,6 +13,7 @@ from onnxcomp.bench.latency import Latency
 from onnxcomp.bench.placement import Placement
 from onnxcomp.bench.statistics import Decision
 from onnxcomp.bench.trust import Trust
+from onnxcomp.bench.tune_result import Tuning
 from onnxcomp.memory import Memory
 from onnxcomp.model import ModelFile
 
@@ -122,8 +123,10 @@ class Benchmark:
         results: one per model and setting.
         comparisons: one per setting, each with all candidates; empty for a single model.
         seed: of all random orders.
-        seconds: time budget of one setting.
+        seconds: time budget of one setting; of everything in a sweep.
         session: session options in use.
+        warnings: what speaks against the settings file that was given.
+        tuning: the search for better session settings ('sweep').
     """
 
     environment: Environment
@@ -134,6 +137,8 @@ class Benchmark:
     seed: int
     seconds: float
     session: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    tuning: Tuning | None = None
 
     @property
     def decided(self) -> bool:
@@ -152,7 +157,10 @@ class Benchmark:
             "seconds": self.seconds,
             "results": [r.to_json(samples=samples) for r in self.results],
             "comparison": comparison,
+            "warnings": list(self.warnings),
         }
+        if self.tuning is not None:
+            out["tuning"] = self.tuning.to_json()
         if samples:
             out["comparison_samples"] = [
                 {**setting.to_json(), **one.samples_json()} for setting, one in self.comparisons

@@ -9,19 +9,25 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 
-from onnxcomp.bench import cold, latency, packs, placed, server, single, statistics, throughput, trust
+from onnxcomp.bench import cold, latency, packs, placed, server, single, statistics, sweep, throughput, trust
 from onnxcomp.bench import workers as workers_scenario
 from onnxcomp.bench.environment import capture, usable_cores
 from onnxcomp.bench.job import Job
 from onnxcomp.bench.result import Benchmark, Compared, Measured, Setting
 from onnxcomp.bench.server_result import Load
+from onnxcomp.bench.sweep import Axes
+from onnxcomp.bench.tune_result import Tuning
 from onnxcomp.errors import UsageError, nearest
 from onnxcomp.model import fingerprint
 from onnxcomp.runtime import SessionSettings
+from onnxcomp.settings import taken
 
 ModelPath = str | os.PathLike[str]
 
-SCENARIOS: tuple[str, ...] = ("latency", "cold", "throughput", "server", "workers", "placement")
+SCENARIOS: tuple[str, ...] = ("latency", "cold", "throughput", "server", "workers", "sweep", "placement")
+
+#: seconds of one setting, where none are asked for
+_SECONDS = 20.0
 
 
 def bench(
@@ -31,11 +37,11 @@ def bench(
     scenario: str = "latency",
     data: str | os.PathLike[str] | None = None,
     batch: int | Sequence[int] = 1,
-    sizes: Mapping[str, int] | None = None,
-    threads: int | Sequence[int] = 1,
-    seconds: float = 20.0,
+    sizes: Mapping[str, int | Sequence[int]] | None = None,
+    threads: int | Sequence[int] | None = None,
+    seconds: float | None = None,
     seed: int | None = None,
-    settings: SessionSettings | None = None,
+    settings: SessionSettings | str | os.PathLike[str] | None = None,
     delta: float = statistics.DELTA,
     max_runs: int = latency.MAX_RUNS,
     sessions: int = 1,
@@ -45,6 +51,9 @@ def bench(
     rate: float | None = None,
     slo_p99_ms: float | None = None,
     processes: bool = False,
+    spinning: str | None = None,
+    optimization: str | Sequence[str] | None = None,
+    tune: bool = False,
 ) -> Benchmark:
     """Measure one model, or compare several; the first is the reference.
 
@@ -54,16 +63,18 @@ def bench(
         scenario: 'latency': one caller, one run after the other. 'cold': from the start of a process to its
             first output. 'throughput': most samples per second. 'server': requests that arrive at a rate,
             whether or not a worker is free. 'workers': several callers at once, as processes, as threads on
-            one session, and on a pack. 'placement': which provider has which share of nodes and time.
+            one session, and on a pack. 'sweep': which combinations of everything here that takes several values,
+            and of spinning, nobody beats in latency and CPU time a sample. 'placement': which provider has which
+            share of nodes and time.
         data: what `onnxcomp.data.open_source` takes; None: seeded noise.
         batch: samples per run.
-        sizes: sizes of symbolic axes, for noise.
-        threads: ORT's intra-op threads; 0 leaves it to ORT.
-        seconds: time budget for each combination of provider, batch, threads and workers; of each model
-            for 'server', where a single run takes 600 at most. A comparison makes its first eight rounds in
-            any case, 'workers', 'cold' and 'throughput' three.
+        sizes: sizes of symbolic axes, for noise; several for an axis in a 'sweep'.
+        threads: ORT's intra-op threads; 0 leaves it to ORT; None: those of `settings`.
+        seconds: time budget for each combination of provider, batch, threads and workers (None: 20); of each
+            model for 'server', where a single run takes 600 at most; of everything for 'sweep' (None: 120). A
+            comparison makes its first eight rounds in any case, 'workers', 'cold', 'throughput' and 'sweep' three.
         seed: of all random orders; None draws one, which the result tells.
-        settings: other session options; its `threads` is not used.
+        settings: other session options, or the path of a settings file.
         delta: a smaller relative difference is none.
         max_runs: at most so many runs of a single model count ('latency').
         sessions: fresh sessions that share these runs, one after the other ('latency'): two sessions of the same
@@ -74,13 +85,18 @@ def bench(
         rate: requests per second ('server'); None: the highest at which `slo_p99_ms` holds is sought.
         slo_p99_ms: 99 of 100 requests are to be answered within so many ms ('server').
         processes: workers and callers are processes, not threads on one session ('server', 'throughput').
+        spinning: 'on', 'off' or 'both' (None: both): whether idle threads of a pool spin ('sweep').
+        optimization: ORT's optimization, several to compare; None: that of `settings` ('sweep').
+        tune: also search session settings that beat ORT's defaults, for one model on the CPU ('sweep').
 
     Raises UsageError, and what `open_session` and `Batches` raise.
     """
     paths = [models] if isinstance(models, (str, os.PathLike)) else list(models)
     providers = [provider] if isinstance(provider, str) else list(provider)
     batches = [batch] if isinstance(batch, int) else list(batch)
-    counts = [threads] if isinstance(threads, int) else list(threads)
+    if seconds is None:
+        seconds = sweep.SECONDS if scenario == "sweep" else _SECONDS
+    counts = [threads] if isinstance(threads, int | None) else list(threads)
     crowds = _crowds(workers, scenario, pack=pack)
     load = _load(scenario, rate, slo_p99_ms, processes=processes)
     lists: dict[str, Sequence[object]] = {"provider": providers, "batch": batches, "threads": counts, "workers": crowds}
@@ -89,13 +105,19 @@ def bench(
         raise UsageError("at least one session is needed", where=f"sessions={sessions}")
     given = packs.served(paths)
     packs.check(given, scenario, providers, made=pack)
-    settings = settings or SessionSettings()
+    prints = [fingerprint(one.path) for one in given]
+    base, warnings = taken(settings, [one.sha256 for one in prints])
+    axes = _axes(scenario, sizes, spinning, optimization, base)
+    if tune:
+        _check_tuning(scenario, given, providers, settings)
     seed = secrets.randbits(48) if seed is None else seed
     environment, before = capture(), trust.read_counters()
     results: list[Measured] = []
     comparisons: list[tuple[Setting, Compared]] = []
-    every = list(itertools.product(providers, batches, counts, crowds))
-    with packs.made(given, workers=max(crowds), sizes=sizes) if pack else contextlib.nullcontext(given) as served:
+    tuned: Tuning | None = None
+    plain = None if axes is not None else _plain(sizes)
+    every = list(itertools.product(providers, batches, [base.threads if c is None else c for c in counts], crowds))
+    with packs.made(given, workers=max(crowds), sizes=plain) if pack else contextlib.nullcontext(given) as served:
         jobs = [
             Job(
                 paths=tuple(one.path for one in served),
@@ -104,8 +126,8 @@ def bench(
                 scenario=scenario,
                 data=data,
                 batch=size,
-                sizes=sizes,
-                settings=dataclasses.replace(settings, threads=count),
+                sizes=plain,
+                settings=dataclasses.replace(base, threads=count),
                 seconds=seconds,
                 seed=seed + index,
                 delta=delta,
@@ -121,6 +143,9 @@ def bench(
             most, matched = throughput.measure(jobs, [crowd for *_, crowd in every], processes=processes)
             results += most
             comparisons += matched
+        elif axes is not None:
+            rows, tuned = sweep.measure(jobs, axes, seconds=seconds, tuned=tune)
+            results += rows
         else:
             for job, (*_, crowd) in zip(jobs, every, strict=True):
                 measured, compared = _measure(job, crowd, served, load)
@@ -129,16 +154,14 @@ def bench(
     return Benchmark(
         environment=environment,
         trust=trust.judge(before, trust.read_counters(), environment, _contention(results, comparisons)),
-        models=tuple(fingerprint(one.path) for one in given),
+        models=tuple(prints),
         results=tuple(results),
         comparisons=tuple(comparisons),
         seed=seed,
         seconds=seconds,
-        session={
-            "optimization": settings.optimization,
-            "config": dict(settings.config),
-            "disabled_optimizers": list(settings.disabled_optimizers),
-        },
+        session={key: value for key, value in base.to_json().items() if key != "threads"},
+        warnings=tuple(warnings),
+        tuning=tuned,
     )
 
 
@@ -184,6 +207,47 @@ def _load(scenario: str, rate: float | None, slo_p99_ms: float | None, *, proces
             "processes are a choice in the scenarios 'server' and 'throughput'", where=f"scenario={scenario}"
         )
     return None
+
+
+def _axes(
+    scenario: str,
+    sizes: sweep.Sizes | None,
+    spinning: str | None,
+    optimization: str | Sequence[str] | None,
+    settings: SessionSettings,
+) -> Axes | None:
+    """What a sweep varies; None for the other scenarios."""
+    if scenario != "sweep":
+        if spinning is not None or optimization is not None:
+            raise UsageError("spinning and optimization are for the scenario 'sweep'", where=f"scenario={scenario}")
+        return None
+    levels = settings.optimization if optimization is None else optimization
+    return Axes(
+        spinning="both" if spinning is None else spinning,
+        optimization=(levels,) if isinstance(levels, str) else tuple(levels),
+        sizes=sizes or {},
+    )
+
+
+def _plain(sizes: sweep.Sizes | None) -> dict[str, int] | None:
+    """One size for each axis."""
+    for name, size in (sizes or {}).items():
+        if not isinstance(size, int):
+            raise UsageError("several sizes of an axis are for the scenario 'sweep'", where=f"{name}={size}")
+    return None if sizes is None else {name: size for name, size in sizes.items() if isinstance(size, int)}
+
+
+def _check_tuning(
+    scenario: str, given: Sequence[packs.Served], providers: Sequence[str], settings: object | None
+) -> None:
+    if scenario != "sweep":
+        raise UsageError("tuning is a part of the scenario 'sweep'", where=f"scenario={scenario}")
+    if len(given) > 1:
+        raise UsageError("settings are tuned for one model", where=", ".join(one.name for one in given))
+    if list(providers) != ["cpu"]:
+        raise UsageError("settings are tuned on the CPU", where=f"provider={', '.join(providers)}")
+    if settings is not None:
+        raise UsageError("tuning starts from ORT's default settings: give none")
 
 
 def _check(

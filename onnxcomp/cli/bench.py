@@ -18,6 +18,9 @@ _CODES = (
     ("undecided", UndecidedError.code),
 )
 
+#: time budgets of scenarios that take more than others
+_SECONDS = {"sweep": 120.0}
+
 
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True)
@@ -25,15 +28,30 @@ _CODES = (
 @click.option(
     "--scenario", default="latency", show_default=True,
     help="latency: one caller, closed loop; cold: from process start to first output; throughput: most samples "
-    "per second; server: requests at a rate; workers: several at once, in other ways; placement: providers' and "
-    "operators' share of nodes and time.",
+    "per second; server: requests at a rate; workers: several at once, in other ways; sweep: which of many "
+    "settings nobody beats; placement: providers' and operators' share of nodes and time.",
 )  # fmt: skip
 @click.option("--data", metavar="D", help="What is fed; default: seeded noise, random:16.")
 @click.option("--batch", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
-@click.option("--shape", multiple=True, metavar="NAME=N", help="Size of a symbolic axis of the noise.")
 @click.option(
-    "--threads", type=click.IntRange(min=0), multiple=True, default=(1,), show_default=True,
-    help="Intra-op threads, 0 leaves it to ORT; repeatable.",
+    "--shape", multiple=True, metavar="NAME=N", help="Size of a symbolic axis of the noise; repeatable ('sweep')."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), multiple=True,
+    help="Intra-op threads, 0 leaves it to ORT; repeatable. [default: 1, or those of --settings]",
+)  # fmt: skip
+@click.option("--settings", metavar="S.json", help="Session settings, as --tune-out writes them.")
+@click.option(
+    "--spinning", type=click.Choice(("on", "off", "both")),
+    help="Whether idle threads of a pool spin ('sweep'). [default: both]",
+)  # fmt: skip
+@click.option(
+    "--optimization", type=click.Choice(("disable", "basic", "extended", "all")), multiple=True,
+    help="ORT's graph optimization; repeatable ('sweep'). [default: all]",
+)  # fmt: skip
+@click.option(
+    "--tune-out", metavar="S.json",
+    help="Search session settings that beat ORT's defaults on this host, and write them ('sweep').",
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(min=1), multiple=True,
@@ -46,7 +64,7 @@ _CODES = (
     help="99 of 100 requests within so many ms ('server'); without --rate the highest rate is sought.",
 )  # fmt: skip
 @click.option("--processes", is_flag=True, help="Workers are processes, not threads ('server', 'throughput').")
-@click.option("--seconds", type=float, default=20.0, show_default=True, help="Time budget per setting.")
+@click.option("--seconds", type=float, help="Time budget per setting; of a whole sweep. [default: 20; of a sweep 120]")
 @click.option(
     "--sessions", type=click.IntRange(min=1), metavar="N",
     help="Fresh sessions that share the runs of a model ('latency'); 1, with -o or --baseline 20.",
@@ -69,12 +87,16 @@ def command(
     batch: tuple[int, ...],
     shape: tuple[str, ...],
     threads: tuple[int, ...],
+    settings: str | None,
+    spinning: str | None,
+    optimization: tuple[str, ...],
+    tune_out: str | None,
     workers: tuple[int, ...],
     pack: bool,
     rate: float | None,
     slo_p99: float | None,
     processes: bool,
-    seconds: float,
+    seconds: float | None,
     sessions: int | None,
     output: str | None,
     force: bool,
@@ -90,6 +112,11 @@ def command(
     With --scenario workers, each model runs in N processes, in N threads on one session, and,
     where MODELS names the folder of a pack, in N processes on the pack: throughput, latency and
     memory (PSS, USS, peak) of all together, and their ratios to one plain process and to N.
+
+    With --scenario sweep, every combination of --threads, --spinning, --batch, --shape, --provider
+    and --optimization is screened, and what nobody clearly beats in latency and CPU time a sample
+    is measured longer: the front. With --tune-out, single settings (optimizers, memory, threads)
+    race against ORT's defaults, and the winner is proven against them before it is written.
 
     With --scenario placement, each model runs under ONNX Runtime's profiler: nodes and time by
     provider, before and after fusion, and the operators that take the time, side by side for
@@ -114,14 +141,18 @@ def command(
         scenario=scenario,
         data=data,
         batch=batch,
-        sizes=shells.parse_sizes(shape),
-        threads=threads,
+        sizes=_sizes(shape),
+        threads=threads or None,
+        settings=settings,
+        spinning=spinning,
+        optimization=optimization or None,
+        tune_out=tune_out,
         workers=workers or None,
         pack=pack,
         rate=rate,
         slo_p99_ms=slo_p99,
         processes=processes,
-        seconds=seconds,
+        seconds=_SECONDS.get(scenario, 20.0) if seconds is None else seconds,
         sessions=sessions,
         output=output,
         force=force,
@@ -129,6 +160,8 @@ def command(
         tolerance=tolerance,
         seed=seed,
     )
+    for warning in result.get("warnings", ()):
+        shell.note(f"warning: {warning}")
     shell.show(result, tables.benchmark)
     verdicts = [row["slo"]["verdict"] for row in result["results"] if row.get("slo")]
     if "baseline" in result:
@@ -136,3 +169,12 @@ def command(
     for verdict, code in _CODES:
         if verdict in verdicts:
             sys.exit(code)
+
+
+def _sizes(shape: tuple[str, ...]) -> dict[str, int | list[int]]:
+    """Sizes by axis; a list for an axis that was named several times."""
+    found: dict[str, list[int]] = {}
+    for one in shape:
+        for name, size in shells.parse_sizes((one,)).items():
+            found.setdefault(name, []).append(size)
+    return {name: sizes if len(sizes) > 1 else sizes[0] for name, sizes in found.items()}

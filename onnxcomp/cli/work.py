@@ -105,6 +105,7 @@ def bench(
     baseline: str | None = None,
     tolerance: float | None = None,
     sessions: int | None = None,
+    tune_out: str | None = None,
     **options: Any,
 ) -> Json:
     """See `onnxcomp.bench`, with a baseline `onnxcomp.bench.baseline`; the result is stored in `output`, too."""
@@ -113,14 +114,24 @@ def bench(
     from onnxcomp import documents
     from onnxcomp.bench import baseline as baselines
     from onnxcomp.bench import bench as run
+    from onnxcomp.errors import UsageError
     from onnxcomp.model import refuse_target, write_file
 
     inputs = tuple(map(Path, [*models, *([] if baseline is None else [baseline])]))
     if output is not None:
         refuse_target(Path(output), force=force, inputs=inputs)
+    if tune_out is not None:
+        if baseline is not None:
+            raise UsageError("tuning does not go with a baseline")
+        refuse_target(Path(tune_out), force=force, inputs=inputs)
+        options["tune"] = True
     if baseline is None:
         usual = 1 if output is None else baselines.SESSIONS
-        result = run(models, sessions=sessions or usual, **options).to_json()
+        measured = run(models, sessions=sessions or usual, **options)
+        result = measured.to_json()
+        if tune_out is not None and measured.tuning is not None:
+            write_file(Path(tune_out), documents.to_text(measured.tuning.file().to_json()).encode(), force=force)
+            result["tuning"]["file"] = tune_out
     else:
         result = baselines.gate(
             models,

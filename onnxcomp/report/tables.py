@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcomp.report import effects, placement, scenarios, stages, text, workers
+from onnxcomp.report import effects, placement, scenarios, stages, sweep, text, workers
 
 Json = Mapping[str, Any]
 
 _COLOURS = {"faster": "green", "slower": "red", "equivalent": "cyan", "undecided": "yellow"}
-_WORDS = ("workers", "against", "model", "why", "operator", "where")  # columns of words
+_WORDS = ("workers", "against", "model", "why", "operator", "where", "change")  # columns of words
 _MOST_OPS = 12
 _PIPE_WIDTH = 160  # a pipe has no width; do not cut numbers
 
@@ -145,7 +145,7 @@ def exported(result: Json) -> None:
 def benchmark(result: Json) -> None:
     """`onnxcomp bench`."""
     crowds = [row for row in result["results"] if workers.is_workers(row)]
-    grids = [*scenarios.grids(result["results"]), *placement.grids(result["results"])]
+    grids = [*scenarios.grids(result["results"]), *placement.grids(result["results"]), *sweep.grids(result)]
     for grid in grids:
         _grid(grid.title, grid.head, grid.rows)
         for note in grid.notes:

@@ -1,6 +1,6 @@
 """How a session runs, apart from `onnxcomp.runtime`: a worker that only serves imports no model libraries for it."""
 
-from onnxcomp.settings.file import SettingsFile, SettingsWarning, read_settings
+from onnxcomp.settings.file import SettingsFile, SettingsWarning, read_settings, taken
 from onnxcomp.settings.known import CONFIG_KEYS, OPTIMIZERS
 from onnxcomp.settings.session import SessionSettings, session_options
 
@@ -12,4 +12,5 @@ __all__ = [
     "SettingsWarning",
     "read_settings",
     "session_options",
+    "taken",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,11 @@ class SettingsFile:
         values = {name: value for name, value in found.items() if name in fields}
         return cls(settings=SessionSettings.from_json(values, where=path), host=host, notes=notes, **about)
 
-    def warnings(self, *, sha256: str | None = None) -> list[str]:
-        """What speaks against these settings here: another runtime, CPU, or model (where its digest is given)."""
+    def warnings(self, digests: Collection[str] = ()) -> list[str]:
+        """What speaks against these settings here: another runtime, CPU, or none of these models."""
         found = [] if self.host is None else hosts.current().differences(self.host)
         out = [f"the settings were tuned on another host: {'; '.join(found)}"] if found else []
-        if sha256 is not None and self.model is not None and self.model.get("sha256") != sha256:
+        if digests and self.model is not None and self.model.get("sha256") not in digests:
             out.append(f"the settings were tuned for another model: {self.model.get('path')}")
         return out
 
@@ -95,3 +95,13 @@ def read_settings(path: str | os.PathLike[str]) -> SessionSettings:
     for text in file.warnings():
         warnings.warn(f"{os.fspath(path)}: {text}", SettingsWarning, stacklevel=2)
     return file.settings
+
+
+def taken(
+    settings: SessionSettings | str | os.PathLike[str] | None, digests: Collection[str] = ()
+) -> tuple[SessionSettings, list[str]]:
+    """Settings as given or from a file, the defaults for None; and what speaks against them for these models here."""
+    if settings is None or isinstance(settings, SessionSettings):
+        return settings or SessionSettings(), []
+    file = SettingsFile.read(settings)
+    return file.settings, file.warnings(digests)
