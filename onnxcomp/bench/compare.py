@@ -31,6 +31,9 @@ from onnxcomp.bench.runner import Run
 #: how an arm is opened anew: the calls of a fresh session, and whatever must live as long
 Opener = Callable[[], Sequence[Run]]
 
+#: tuples before the measured ones, where there is time
+_WARM_UP = 5
+
 _CLONE = "clone of the reference"
 
 
@@ -40,7 +43,7 @@ class Plan:
 
     Attributes:
         runs: interleaved tuples per round.
-        warm_up: tuples before them that do not count.
+        warm_up: tuples before them that do not count; one of each shape that is measured is among them.
         notes: where the time budget forced less than the usual.
     """
 
@@ -134,7 +137,7 @@ class Comparison:
         }
 
 
-def plan(run_seconds: Sequence[float], open_seconds: Sequence[float], seconds: float) -> Plan:
+def plan(run_seconds: Sequence[float], open_seconds: Sequence[float], seconds: float, *, shapes: int = 1) -> Plan:
     """How many runs a round can afford.
 
     The furthest of the first three looks (20, 12, 8 rounds) that leaves ten runs a round: sessions
@@ -145,19 +148,23 @@ def plan(run_seconds: Sequence[float], open_seconds: Sequence[float], seconds: f
         run_seconds: typical run of each arm, the clone included.
         open_seconds: opening a session of each arm, the clone included.
         seconds: time budget of the whole comparison.
+        shapes: how many different shapes are fed; each is warmed up.
     """
+    warm = max(_WARM_UP, shapes)
     tuple_seconds, opening = max(sum(run_seconds), 1e-9), sum(open_seconds)
     # fast models need more runs for the same certainty: 80 ms of work, in bounds
     usual = int(min(max(0.08 / max(tuple_seconds / len(run_seconds), 1e-9), 40), 200))
     for look in reversed(statistics.LOOKS[:3]):
-        affordable = (seconds / look - opening) / tuple_seconds - 5
-        if affordable >= 10:
+        affordable = (seconds / look - opening) / tuple_seconds
+        # a round warms the shapes that it measures
+        runs = min(int(max(affordable - warm, affordable / 2)), usual)
+        if runs >= 10:
             enough = look == statistics.LOOKS[2]
             notes = () if enough else (f"the time budget of {seconds:g} s is enough for about {look} rounds",)
-            return Plan(min(int(affordable), usual), 5, notes)
+            return Plan(runs, max(_WARM_UP, min(shapes, runs)), notes)
     first = statistics.LOOKS[0]
     affordable = (seconds / first - opening) / tuple_seconds
-    warm = 3 if affordable >= 8 else 1
+    warm = max(3 if affordable >= 8 else 1, min(shapes, int(affordable / 2)))
     runs = min(max(int(affordable - warm), 3), usual)
     short = [f"only {runs} runs a round: the time budget of {seconds:g} s allows no more"]
     expected = first * (opening + (warm + runs) * tuple_seconds)
@@ -176,6 +183,7 @@ def compare(
     seed: int,
     delta: float = statistics.DELTA,
     looks: tuple[int, ...] = statistics.LOOKS,
+    shapes: Sequence[int] = (),
     progress: Callable[[float], None] | None = None,
 ) -> Comparison:
     """Measure rounds until every candidate has a verdict, the looks are over, or the time is.
@@ -192,6 +200,7 @@ def compare(
         seed: of the random orders.
         delta: practical threshold.
         looks: round counts at which to judge.
+        shapes: see `one_round`.
         progress: called with the share that is done.
     """
     generator = np.random.default_rng(seed)
@@ -203,7 +212,7 @@ def compare(
     decisions: list[statistics.Decision] = []
     start = time.monotonic()
     while len(rounds) < looks[-1]:
-        rounds.append(one_round(arms, clock, plan, generator))
+        rounds.append(one_round(arms, clock, plan, generator, shapes))
         elapsed = time.monotonic() - start
         over = elapsed * (1 + 1 / len(rounds)) > seconds and len(rounds) >= looks[0]
         if progress is not None:
@@ -229,15 +238,22 @@ def compare(
     )
 
 
-def one_round(arms: Sequence[Opener], clock: Clock, plan: Plan, generator: np.random.Generator) -> Round:
-    """Open every arm, warm up, and time interleaved tuples; every order is drawn anew."""
+def one_round(
+    arms: Sequence[Opener], clock: Clock, plan: Plan, generator: np.random.Generator, shapes: Sequence[int] = ()
+) -> Round:
+    """Open every arm, warm up, and time interleaved tuples; every order is drawn anew.
+
+    `shapes` has a number per feed, the same for feeds of the same shapes; () where all are of one shape.
+    """
     created = [int(i) for i in generator.permutation(len(arms))]
     opened: Mapping[int, Sequence[Run]] = {index: arms[index]() for index in created}
     feeds = len(opened[0])
-    for turn in range(plan.warm_up):
-        for index in generator.permutation(len(arms)):
-            opened[int(index)][turn % feeds]()
     offset = int(generator.integers(feeds))
+    measured = [(offset + turn) % feeds for turn in range(min(plan.runs, feeds))]
+    each = list({shapes[feed] if shapes else 0: feed for feed in reversed(measured)}.values())
+    for turn in range(max(plan.warm_up, len(each))):
+        for index in generator.permutation(len(arms)):
+            opened[int(index)][each[turn] if turn < len(each) else measured[turn % len(measured)]]()
     wall = np.zeros((len(arms), plan.runs), dtype=np.int64)
     cpu = np.zeros_like(wall)
     with quiet():

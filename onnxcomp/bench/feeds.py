@@ -44,6 +44,11 @@ class Feeds:
         size = sum(array.nbytes for array in self.arrays[0].values())
         return dataclasses.replace(self, arrays=self.arrays[: max(_FEW_BYTES // max(size, 1), 1)])
 
+    def shape_numbers(self) -> tuple[int, ...]:
+        """One number per feed, the same for feeds of the same shapes: each is to be warm before it counts."""
+        shapes = [tuple((name, np.shape(array)) for name, array in feed.items()) for feed in self.arrays]
+        return tuple(shapes.index(shape) for shape in shapes)
+
     def to_json(self) -> dict[str, Any]:
         """`{source, random, distinct, shapes}`; the shapes are those of the first run."""
         shapes = {name: list(np.shape(array)) for name, array in self.arrays[0].items()}

@@ -37,7 +37,7 @@ class WarmUp:
 
     Attributes:
         runs: how many runs.
-        stable: whether the medians of the last two windows agree within 2 %.
+        stable: whether the last runs took as long as the same calls before, within 2 %.
     """
 
     runs: int
@@ -111,20 +111,24 @@ class Latency:
 
 
 def warm_up(calls: Sequence[Run], clock: Clock, *, seconds: float = 5.0) -> WarmUp:
-    """Run until two successive windows of five runs have medians within 2 % of each other.
+    """Run until the last five runs take as long as the same calls did before, within 2 % (median of the ratios).
 
-    Every call runs at least once, so that each shape is warm; beyond that at most 50 runs, and no
-    more than `seconds`, but 3 runs in any case.
+    Every call runs at least once, so that each shape is warm. A call is compared with itself only, one
+    or more turns earlier, and never with its first run: feeds of other lengths take other times. At most
+    50 runs beyond the first turn, or what two more turns take, and no more than `seconds`; but 3 runs in
+    any case.
     """
     deadline = time.monotonic() + seconds
     times = [_pick(clock.time(call), clock) for call in calls]
     first = len(times)
+    apart = -(-_WINDOW // first) * first  # whole turns
+    most = max(_MAX_WARM, apart + 2 * _WINDOW)
     stable = False
-    while len(times) - first < _MAX_WARM and not stable:
+    while len(times) - first < most and not stable:
         if time.monotonic() > deadline and len(times) >= _MIN_WARM:
             break
-        times.append(_pick(clock.time(calls[len(times) % len(calls)]), clock))
-        stable = len(times) - first >= 2 * _WINDOW and _agree(times)
+        times.append(_pick(clock.time(calls[len(times) % first]), clock))
+        stable = len(times) - first >= apart + _WINDOW and _agree(times, apart)
     return WarmUp(len(times), stable)
 
 
@@ -185,6 +189,6 @@ def _pick(tick: Tick, clock: Clock) -> int:
     return tick.wall_ns if clock.per_process else tick.cpu_ns
 
 
-def _agree(times: Sequence[int]) -> bool:
-    before, after = plain.median(times[-2 * _WINDOW : -_WINDOW]), plain.median(times[-_WINDOW:])
-    return abs(after - before) <= _AGREE * before
+def _agree(times: Sequence[int], apart: int) -> bool:
+    pairs = zip(times[-_WINDOW:], times[-_WINDOW - apart : -apart], strict=True)
+    return abs(plain.median(after / max(before, 1) for after, before in pairs) - 1) <= _AGREE

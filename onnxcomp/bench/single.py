@@ -80,14 +80,16 @@ def _compare(job: Job, results: Sequence[Result], feeds: Feeds, clock: Clock) ->
     usual = [float(np.mean(r.latency.wall_ns)) / 1e9 for r in results]
     opening = [r.open_seconds for r in results]
     budget = job.seconds * _COMPARE_SHARE
+    shapes = feeds.shape_numbers()
     return comparing.compare(
         job.names,
         [_opener(job, index, feeds) for index in range(len(job.paths))],
         clock=clock,
-        plan=comparing.plan([*usual, usual[0]], [*opening, opening[0]], budget),
+        plan=comparing.plan([*usual, usual[0]], [*opening, opening[0]], budget, shapes=len(set(shapes))),
         seconds=budget,
         seed=job.seed,
         delta=job.delta,
+        shapes=shapes,
         progress=lambda f: job.tell("comparing", 1 - _COMPARE_SHARE * (1 - f)),
     )
 

@@ -60,7 +60,8 @@ class Counters:
     Attributes:
         seconds: clock.
         steal_seconds: time the hypervisor gave to others, all cores; None: not readable.
-        involuntary_switches: how often this process was put aside for another.
+        involuntary_switches: how often this process, or one that it started and that has ended, was put aside
+            for another.
         throttled_ns: how long its group was stopped; None: not readable.
     """
 
@@ -73,7 +74,7 @@ class Counters:
 def read_counters() -> Counters:
     """The counters now."""
     steal = getattr(psutil.cpu_times(), "steal", None)
-    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    switches = sum(resource.getrusage(who).ru_nivcsw for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Counters(time.monotonic(), steal, switches, cgroup().throttled_ns)
 
 

@@ -217,3 +217,29 @@ def test_json_has_the_contract_and_integers():
     assert samples["arms"] == ["m0", "m1", "clone of the reference"]
     assert isinstance(samples["rounds"][0]["cpu_ns"][0][0], int)
     json.dumps([entry, samples], allow_nan=False)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_shape_that_a_round_measures_is_warm(seed):
+    clock = PretendClock()
+    models = [Model(clock, 1_000_000), Model(clock, 1_000_000)]
+    plan, shapes = comparing.Plan(runs=10, warm_up=1), [0, 7, 7, 2]
+    comparing.one_round([*models, models[0]], clock, plan, np.random.default_rng(seed), shapes)
+    measured = 2 * 2 * plan.runs // 2  # of the reference and its clone together
+    warmed, counted = models[0].log[:-measured], models[0].log[-measured:]
+    assert {shapes[feed] for feed in warmed} == {shapes[feed] for feed in counted} == {0, 7, 2}
+    assert len(warmed) == 2 * 3
+
+
+def test_a_short_round_warms_no_shape_that_it_does_not_measure():
+    clock = PretendClock()
+    model = Model(clock, 1_000_000)
+    comparing.one_round([model, model], clock, comparing.Plan(2, 1), np.random.default_rng(1), [0, 1, 2, 3])
+    assert len(set(model.log)) == 2
+
+
+def test_the_plan_has_time_to_warm_every_shape():
+    for shapes, runs, warm in ((1, 35, 5), (30, 20, 20), (12, 28, 12)):
+        plan = comparing.plan([0.01] * 3, [0.0] * 3, 24.0, shapes=shapes)
+        assert (plan.runs, plan.warm_up) == (runs, warm)
+        assert LOOKS[2] * (plan.runs + plan.warm_up) * 0.03 <= 24.0 + 1e-9

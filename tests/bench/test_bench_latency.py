@@ -37,6 +37,27 @@ def test_warm_up_gives_up_after_fifty_runs():
     assert (warm.runs, warm.stable) == (51, False)
 
 
+class ClockOfLengths(Clock):
+    """What is called returns how long it takes; each first run takes ten times as long."""
+
+    def __init__(self):
+        super().__init__(False)
+        object.__setattr__(self, "seen", set())
+
+    def time(self, call):
+        value = call() * (1 if call in self.seen else 10)
+        self.seen.add(call)
+        return Tick(value, value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16, 60])
+def test_feeds_of_other_lengths_take_other_times_and_are_stable_all_the_same(count):
+    calls = [lambda i=i: 1000 * (i + 1) for i in range(count)]
+    warm = latency.warm_up(calls, ClockOfLengths(), seconds=60)
+    apart = -(-5 // count) * count
+    assert (warm.runs, warm.stable) == (count + apart + 5, True)
+
+
 def test_warm_up_of_a_slow_model_makes_three_runs():
     assert latency.warm_up([nothing], ScriptedClock(1), seconds=0) == latency.WarmUp(3, False)
 

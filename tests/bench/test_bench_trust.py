@@ -1,4 +1,6 @@
 import dataclasses
+import resource
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,3 +66,9 @@ def test_counters_of_this_process():
     first, second = trust.read_counters(), trust.read_counters()
     assert second.seconds >= first.seconds
     assert second.involuntary_switches >= first.involuntary_switches
+
+
+def test_children_that_were_put_aside_count(monkeypatch):
+    switches = {resource.RUSAGE_SELF: 3, resource.RUSAGE_CHILDREN: 40}
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_nivcsw=switches[who]))
+    assert trust.read_counters().involuntary_switches == 43
