@@ -98,6 +98,10 @@ def fidelity(result: Json) -> None:
     if result["agreement"] is not None:
         agreement = text.score_interval(result["agreement"], "accuracy")
         _print(f"same class: {agreement} (output {result['agreement_output']})")
+    if result.get("nearest") is not None:
+        _print(
+            f"same nearest: {text.score_interval(result['nearest'], 'accuracy')} (output {result['nearest_output']})"
+        )
 
 
 def score(result: Json) -> None:

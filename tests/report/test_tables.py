@@ -188,6 +188,13 @@ def test_fidelity_without_classes(printed):
     assert not any("same class" in line for line in lines)
 
 
+def test_fidelity_of_embeddings(printed):
+    near = {"nearest": results.interval(0.81, 0.02), "nearest_output": "noisy"}
+    assert (
+        printed(tables.fidelity, results.fidelity() | near)[-1] == "same nearest: 81.00 % [79.00, 83.00] (output noisy)"
+    )
+
+
 def test_score(printed):
     assert printed(tables.score, results.score()) == [
         "accuracy 94.22 % [92.89, 95.55] on 599 samples of test.npz",
