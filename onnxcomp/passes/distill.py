@@ -95,6 +95,9 @@ class Settings:
     clip: float | None = option(None, "largest norm of a step's gradient; unset: any")
     average: float | None = option(None, "decay of a running average of the weights, which is then the result: 0.999")
     freeze_statistics: bool = option(False, "BatchNormalization keeps the statistics that it has")
+    freeze: tuple[str, ...] = option(
+        (), "weights, by name, that stay as they are (a large table of words costs time at each step); repeatable"
+    )
     validation: float = option(0.1, "share of the samples that judges and does not train")
     metric: Literal["loss", "agreement", "accuracy"] = option(
         "loss", "what chooses the best epoch, on the validation samples"

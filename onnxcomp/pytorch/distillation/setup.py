@@ -26,6 +26,7 @@ from onnxcomp.pytorch.distillation.quantized import QuantizedGraph, is_quantized
 from onnxcomp.pytorch.distillation.samples import Order, Samples
 from onnxcomp.pytorch.distillation.students import GraphStudent, Student
 from onnxcomp.pytorch.distillation.teacher import Teacher
+from onnxcomp.pytorch.graph_module.weights import unescape
 
 #: an ONNX file, a model in memory, or what `onnxcomp.pytorch.export` takes
 Source = str | os.PathLike[str] | ir.Model | nn.Module | tuple[Any, ...]
@@ -132,9 +133,11 @@ def make_student(source: Source, place: Class, *, quantization_aware: bool) -> S
 def make_lesson(student: Student, place: Class, augment: Augment | None, device: torch.device) -> Lesson:
     """Teacher and student together, proven on the first training samples.
 
-    Raises UsageError for outputs and hints that do not belong together, DataError for labels and masks.
+    Raises UsageError for outputs and hints that do not belong together, and for weights to freeze that are not
+    there; DataError for labels and masks.
     """
     samples, order, settings = place.samples, place.order, place.settings
+    _freeze(student.module, settings.freeze)
     rows = order.training[: order.part]
     feeds = samples.feeds(rows)
     if settings.mask is not None and settings.mask not in feeds:
@@ -163,3 +166,14 @@ def make_lesson(student: Student, place: Class, augment: Augment | None, device:
     with torch.no_grad():
         goal(values, answers, labels=None if labels is None else torch.from_numpy(labels), mask=mask)
     return lesson
+
+
+def _freeze(module: nn.Module, names: Sequence[str]) -> None:
+    """Let the weights of these names stay as they are: initializers of a graph, parameters of a module."""
+    known = {unescape(name): weight for name, weight in module.named_parameters() if weight.requires_grad}
+    for name in names:
+        if name not in known:
+            raise UsageError("no weight that trains has this name", where=f"--freeze {name}", hint=nearest(name, known))
+        known[name].requires_grad_(False)
+    if known and not any(weight.requires_grad for weight in known.values()):
+        raise UsageError("nothing is left to train", where="--freeze")
