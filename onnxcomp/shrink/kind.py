@@ -27,6 +27,7 @@ class Kind:
         convolutions, products, recurrent, tables: share of their bytes by what uses them.
         transformer: whether it normalizes layers and has a softmax.
         sums: nodes that add two values, which residual branches end in.
+        normalizes: whether it has BatchNormalization, with which it trains better than without.
         operators: how often each operator occurs.
     """
 
@@ -39,6 +40,7 @@ class Kind:
     tables: float
     transformer: bool
     sums: int
+    normalizes: bool
     operators: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
         tables=sizes["tables"] / total,
         transformer=bool(names & _NORMS) and ("Softmax" in names or any("Attention" in n for n in names)),
         sums=sum(count for name, count in ops.items() if name.rpartition("::")[2] == "Add"),
+        normalizes="BatchNormalization" in names,
         operators=dict(ops),
     )
 

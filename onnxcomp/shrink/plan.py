@@ -38,12 +38,14 @@ class Choice:
     Attributes:
         numbers, cuts: to be tried, cheap first.
         fuse: whether fusions may find something.
+        raw: whether what trains begins with the graph as it is: with BatchNormalization.
         left_out: (what, why).
     """
 
     numbers: tuple[str, ...]
     cuts: tuple[str, ...]
     fuse: bool
+    raw: bool
     left_out: tuple[tuple[str, str], ...]
 
 
@@ -68,10 +70,10 @@ def choose(kind: Kind, *, smallest: bool, provider: str, passes: Sequence[str] |
 
     if not kind.weights:
         why = "the model holds no matrix, kernel or table"
-        return Choice((), (), False, tuple((name, why) for name in (*list(NUMBERS)[1:], *_FIRST)))
+        return Choice((), (), False, False, tuple((name, why) for name in (*list(NUMBERS)[1:], *_FIRST)))
     if kind.quantized >= _WHOLLY:
         why = f"{kind.quantized:.0%} of the weights are in 8 bits or fewer already"
-        return Choice((), (), False, tuple((name, why) for name in (*list(NUMBERS)[1:], *_FIRST)))
+        return Choice((), (), False, False, tuple((name, why) for name in (*list(NUMBERS)[1:], *_FIRST)))
     flowing = kind.products + kind.recurrent + kind.tables
     statics = ["static int8", "static int8, sums too", "static int8, widest ranges", "static int8, ranges by error"]
     offer(
@@ -102,7 +104,7 @@ def choose(kind: Kind, *, smallest: bool, provider: str, passes: Sequence[str] |
     if passes is not None:
         numbers, cuts = _allowed(numbers, cuts, set(passes), left)
     fuse = kind.products >= _WORTH and (passes is None or "fuse" in passes)
-    return Choice(tuple(numbers), tuple(cuts), fuse, tuple(left))
+    return Choice(tuple(numbers), tuple(cuts), fuse, kind.normalizes, tuple(left))
 
 
 def _allowed(
@@ -146,7 +148,7 @@ def converse(
     numbers = max(within, key=better).candidate if within else Candidate(cleanup)
     ladders = [_Ladder(dataclasses.replace(numbers, cut=cut), _FIRST[cut]) for cut in choice.cuts]
     if epochs:
-        trained = dataclasses.replace(numbers, epochs=epochs)
+        trained = dataclasses.replace(numbers, epochs=epochs, cleanup="as it is" if choice.raw else cleanup)
         ladders += [_Ladder(dataclasses.replace(trained, cut="channels"), _FIRST_TRAINED)] * ("channels" in choice.cuts)
     while any(ladder.open for ladder in ladders):
         climbing = [ladder for ladder in ladders if ladder.open]

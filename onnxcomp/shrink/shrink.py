@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import math
@@ -63,7 +62,8 @@ def shrink(
 
     Samples are divided: some calibrate and train, some choose, and some are looked at only in the end; the drop that
     is reported is theirs. Each candidate is made in a worker of its own: a crash is a row with its reason. What is
-    known is kept in `output/study`, and `resume` goes on from there.
+    known is kept in `output/study`, and `resume` goes on from there. An interruption leaves the best so far, which
+    neither the comparison nor the test samples have seen, and no `shrink.json`.
 
     Args:
         model: path of an `.onnx` file.
@@ -78,7 +78,7 @@ def shrink(
         time_budget: seconds for all of it.
         seed: of the random orders of the comparison.
         resume: go on with what the folder holds.
-        force: replace what the folder holds.
+        force: replace what an earlier run has left in the folder.
         limits: of each worker.
         on_progress: called with (text, fraction or None).
         on_outcome: called with (outcome, seconds left) for each candidate.
@@ -124,7 +124,12 @@ def shrink(
         limits=limits or worker.WorkerLimits(), on_progress=on_progress, on_outcome=listen,
     )  # fmt: skip
     epochs = _epochs(study, per_sample, splits, time_budget) if train and choice.cuts else 0
-    complete = search.run(converse(choice, better=wish.better, holds=wish.holds, epochs=epochs))
+    plan = converse(choice, better=wish.better, holds=wish.holds, epochs=epochs)
+    try:
+        complete = search.run(plan)
+    except KeyboardInterrupt:
+        _keep(folder, final.finalists(tuple(heard.values()), wish, kind.bytes)[:1])
+        raise
     outcomes = tuple(heard.values())
     chosen = final.finalists(outcomes, wish, kind.bytes)
     timed: list[final.Timed] = []
@@ -216,6 +221,8 @@ def _why(
     wish: Wanted,
 ) -> str:
     """Why nothing has won, in words."""
+    if not outcomes:
+        return "the time was over before the first candidate was made"
     if not any(one.made for one in outcomes):
         return "no candidate could be made; the reasons stand with the rejected ones"
     if not chosen:
@@ -242,16 +249,20 @@ def _needed(tested: Sequence[final.Tested], wish: Wanted) -> int | None:
 
 def _write(folder: Path, result: Shrunk) -> None:
     """The winner with its record and recipe, and the result; the study stays."""
-    for old in (*folder.glob("best.onnx*"), folder / "recipe.toml"):
-        with contextlib.suppress(FileNotFoundError):
-            old.unlink()
-    if result.best is not None:
-        assert result.best.timed.outcome.path is not None
-        made = Path(result.best.timed.outcome.path).parent
+    _keep(folder, [] if result.best is None else [result.best.timed.outcome])
+    document = {"schema": "onnxcomp/shrink/1", **result.to_json()}
+    models.write_file(folder / "shrink.json", documents.to_text(document).encode(), force=True)
+
+
+def _keep(folder: Path, best: Sequence[Outcome]) -> None:
+    """Copy the files of the best, where there is one, in place of those of an earlier run."""
+    for old in (*folder.glob("best.onnx*"), folder / "recipe.toml", folder / "shrink.json"):
+        old.unlink(missing_ok=True)
+    for one in best:
+        assert one.path is not None
+        made = Path(one.path).parent
         try:
             for file in (*made.glob("best.onnx*"), made / "recipe.toml"):
                 shutil.copy2(file, folder / file.name)
         except OSError as error:
             raise from_os_error(error, folder) from error
-    document = {"schema": "onnxcomp/shrink/1", **result.to_json()}
-    models.write_file(folder / "shrink.json", documents.to_text(document).encode(), force=True)
