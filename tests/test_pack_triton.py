@@ -182,7 +182,7 @@ def test_the_folder(tmp_path, monkeypatch):
     )
     found = proof.Proof(identical=True, runs=1, sharing=sharing, warnings=())
     asked = []
-    monkeypatch.setattr(proof, "prove", lambda *args, workers: asked.append(workers) or found)
+    monkeypatch.setattr(proof, "prove", lambda *args, workers, settings: asked.append(workers) or found)
     path = builders.save(builders.mlp(width=512), tmp_path / "m.onnx")
     (tmp_path / "plan.json").write_text('{"workers": 3, "batch": 2}')
     made = pack.pack(path, tmp_path / "mlp", layout="triton", plan=tmp_path / "plan.json").manifest

@@ -13,7 +13,7 @@ from onnxcomp import worker
 from onnxcomp.errors import GateError, UsageError
 from onnxcomp.model import sha256_of
 from onnxcomp.pack import make, manifest
-from onnxcomp.settings import host
+from onnxcomp.settings import SessionSettings, host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,10 @@ def served(paths: Sequence[str | os.PathLike[str]]) -> list[Served]:
         description = manifest.read(Path(path))
         source = next((i for i, other in enumerate(paths) if _is_source(description, Path(other))), first)
         wrong = "; ".join(host.current().differences(description.host))
-        notes = (f"the pack {os.fspath(path)} does not fit this host, and shares nothing: {wrong}",) if wrong else ()
-        found.append(Served(os.fspath(path), Path(path) / description.model, source, notes))
+        notes = [f"the pack {os.fspath(path)} does not fit this host, and shares nothing: {wrong}"] if wrong else []
+        if dataclasses.replace(description.settings, threads=1) != SessionSettings():
+            notes.append(f"the pack {os.fspath(path)} has settings of its own: give them with --settings")
+        found.append(Served(os.fspath(path), Path(path) / description.model, source, tuple(notes)))
     return found
 
 

@@ -22,6 +22,7 @@ from onnxcomp.cli.shell import Shell
 @click.option("--data", metavar="D", help="Outputs are compared on these samples; default: seeded noise.")
 @click.option("--shape", multiple=True, metavar="NAME=N", help="Size of a symbolic axis of the noise.")
 @click.option("--plan", metavar="PLAN.json", help="Workers, threads and batch for Triton.")
+@click.option("--settings", metavar="S.json", help="Session settings, as 'bench --tune-out' writes them.")
 @click.option(
     "--portable/--no-portable", default=True, show_default=True,
     help="Keep a copy of MODEL, to fall back to where the pack does not fit.",
@@ -37,6 +38,7 @@ def command(
     data: str | None,
     shape: tuple[str, ...],
     plan: str | None,
+    settings: str | None,
     portable: bool,
     output: str,
     force: bool,
@@ -57,6 +59,7 @@ def command(
         data=data,
         sizes=shells.parse_sizes(shape),
         plan=plan,
+        settings=settings,
         portable=portable,
         force=force,
     )

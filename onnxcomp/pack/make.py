@@ -20,7 +20,7 @@ from onnxcomp.errors import OnnxcompError, OutputError, UnsupportedError, UsageE
 from onnxcomp.model import walk
 from onnxcomp.pack import feeds, manifest, proof, triton
 from onnxcomp.pack.manifest import Manifest
-from onnxcomp.settings import SessionSettings, host
+from onnxcomp.settings import SessionSettings, host, taken
 
 LAYOUTS: tuple[str, ...] = ("plain", "triton")
 
@@ -57,6 +57,7 @@ def pack(
     data: str | os.PathLike[str] | None = None,
     sizes: Mapping[str, int] | None = None,
     plan: str | os.PathLike[str] | None = None,
+    settings: SessionSettings | str | os.PathLike[str] | None = None,
     portable: bool = True,
     force: bool = False,
 ) -> Pack:
@@ -71,6 +72,8 @@ def pack(
         data: real samples (see `onnxcomp.data.open_source`); None: seeded noise.
         sizes: sizes of symbolic axes, for noise.
         plan: a JSON object that may name `workers`, `threads`, `batch` and `queue_delay_ms`; for Triton.
+        settings: session settings, or the path of a settings file; the pack is optimized with them, and
+            `onnxcomp.pack.open` opens it with them. With the layout 'plain'.
         portable: keep a copy of the model in the pack, to fall back to where the pack does not fit.
         force: replace an earlier pack.
 
@@ -85,9 +88,12 @@ def pack(
         raise UsageError("sharing takes two workers at least", where=f"workers={workers}")
     if plan is not None and layout != "triton":
         raise UsageError("a plan goes with --layout triton", where=plan)
+    if settings is not None and layout == "triton":
+        raise UsageError("settings go with --layout plain: Triton's own configuration knows only some of them")
     inputs = models.files(source)
     models.refuse_folder(target, owned=manifest.is_pack, force=force, inputs=inputs)
     before = models.fingerprint(source)
+    chosen, doubts = taken(settings, [before.sha256])
     worker.report("opening the model")
     fed, signature = feeds.make(source, data, sizes or {})
     configuration = None
@@ -100,32 +106,33 @@ def pack(
         served = folder / ("1" if layout == "triton" else "") / "model.onnx"
         served.parent.mkdir(exist_ok=True)
         plain = _as_ort_reads(source, folder)
-        _write(plain, served)
+        _write(plain, served, chosen)
         kept = _keep(inputs, folder / _PORTABLE) if portable else None
         if configuration is not None:
             (folder / "config.pbtxt").write_text(configuration)
-        found = proof.prove(plain, served, fed.runs, workers=workers)
+        found = proof.prove(plain, served, fed.runs, workers=workers, settings=chosen)
         shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+        proven = found.to_json(fed.source)
         made = Manifest(
             source={**before.to_json(), "path": source.name},
             layout=layout,
             model=served.relative_to(folder).as_posix(),
             portable=None if kept is None else kept.relative_to(folder).as_posix(),
             host=host.current(),
-            session={"optimization": SessionSettings().optimization, "config": {}},
+            session=chosen.to_json(),
             files=tuple(_listed(folder)),
-            proof={**found.to_json(fed.source), "weights": _weights(served)},
+            proof={**proven, "warnings": [*proven["warnings"], *doubts], "weights": _weights(served)},
         )
         (folder / manifest.NAME).write_text(documents.to_text(made.to_json()))
     return Pack(os.fspath(output), made)
 
 
-def _write(source: Path, served: Path) -> None:
+def _write(source: Path, served: Path, settings: SessionSettings) -> None:
     """The optimized model at its place, its data beside it."""
     worker.report("packing the weights")
     scratch = served.parent / "writing"
     scratch.mkdir()
-    written = runtime.optimized(source, scratch, packed=True)
+    written = runtime.optimized(source, scratch, settings=settings, packed=True)
     models.settle(written, served)
     shutil.rmtree(scratch)
     try:

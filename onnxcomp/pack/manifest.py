@@ -11,6 +11,7 @@ from typing import Any
 
 from onnxcomp import documents
 from onnxcomp.errors import DataError, OnnxcompError
+from onnxcomp.settings import SessionSettings
 from onnxcomp.settings.host import Host
 
 NAME = "pack.json"
@@ -27,7 +28,7 @@ class Manifest:
         model: path of the model that is served, relative to the pack.
         portable: path of the copy of the source, or None.
         host: where it may run.
-        session: options it was made with: {optimization, config}.
+        session: settings it was made with, and is opened with (see `SessionSettings.to_json`).
         files: (relative path, sha256, bytes) of every file but this one.
         proof: what was verified when it was made (see `onnxcomp.pack.proof`).
     """
@@ -40,6 +41,11 @@ class Manifest:
     session: Mapping[str, Any]
     files: tuple[tuple[str, str, int], ...]
     proof: Mapping[str, Any]
+
+    @property
+    def settings(self) -> SessionSettings:
+        """How its sessions run. Raises DataError, UsageError for settings that no session has."""
+        return SessionSettings.from_json(self.session, where=NAME)
 
     @property
     def key(self) -> str:

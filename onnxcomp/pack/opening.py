@@ -29,13 +29,15 @@ def open_pack(folder: str | os.PathLike[str], *, settings: SessionSettings | Non
 
     The runtime's version, the CPU's features and the files are checked against `pack.json`: every
     file's size, and the SHA-256 of those that were written after it. ONNX Runtime itself compares the
-    packed weights with what it would have made of the plain ones.
+    packed weights with what it would have made of the plain ones. Without `settings`, those hold that the
+    pack was made with.
 
     Raises OutputError and DataError (no pack), InvalidModelError (it does not fit, and has no portable
     model), and what `open_session` raises for the portable model.
     """
     place = Path(folder)
     found = manifest.read(place)
+    settings = settings or found.settings
     reason = "; ".join(host.current().differences(found.host)) or _changed(place, found, thorough=False)
     if reason is None:
         try:
@@ -102,14 +104,14 @@ def verify(folder: str | os.PathLike[str], *, workers: int = 2) -> Verified:
         )
     served = place / found.model
     checks = ["sha256", "host", "loads"]
-    runtime.open_session(served)
+    runtime.open_session(served, settings=found.settings)
     if found.portable is None:
         return Verified(os.fspath(folder), found, tuple(checks))
     try:
         fed, _ = feeds.make(place / found.portable, None, {})
     except DataError:
         return Verified(os.fspath(folder), found, tuple(checks))
-    again = proof.prove(place / found.portable, served, fed.runs, workers=workers)
+    again = proof.prove(place / found.portable, served, fed.runs, workers=workers, settings=found.settings)
     if found.proof.get("sharing_effective") and not again.sharing.effective:
         raise GateError("sharing is not effective any more: " + again.warnings[-1], where=place, hint=_AGAIN)
     if again.identical:

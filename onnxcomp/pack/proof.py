@@ -111,18 +111,26 @@ class Proof:
         }
 
 
-def prove(plain: Path, packed: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, workers: int) -> Proof:
-    """Run workers on the plain model, then on the packed one, with the same feeds and one thread each.
+def prove(
+    plain: Path,
+    packed: Path,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    workers: int,
+    settings: SessionSettings | None = None,
+) -> Proof:
+    """Run workers on the plain model, then on the packed one, with the same settings and feeds, one thread each.
 
     Raises AccuracyGateError (an output differs in a bit), GateError (more memory than before),
     UnsupportedError (the system does not tell memory); what `replicas.run` raises.
     """
     able = _affordable(workers, models.total_bytes(plain))
     warnings = [] if able == workers else [f"sharing was measured with {able} workers: memory allows no more"]
+    alone = dataclasses.replace(settings or SessionSettings(), threads=1)
     worker.report("measuring plain workers")
-    before = replicas.run(plain, able, feeds=feeds)
+    before = replicas.run(plain, able, feeds=feeds, settings=alone)
     worker.report("measuring workers on the pack")
-    after = replicas.run(packed, able, feeds=feeds, trim=True)
+    after = replicas.run(packed, able, feeds=feeds, settings=alone, trim=True)
     worker.report("measuring what can be shared")
     identical = _identical(before, after)
     if identical is None:
@@ -134,7 +142,7 @@ def prove(plain: Path, packed: Path, feeds: Sequence[Mapping[str, np.ndarray]], 
         base_pss_bytes=_pss(after, "imported"),
         plain_private_bytes=_private(before),
         pack_private_bytes=_private(after),
-        least_private_bytes=_least(packed, feeds[:1]),
+        least_private_bytes=_least(packed, feeds[:1], alone),
         packed_bytes=models.packed_bytes(packed)[1],
     )
     if sharing.larger:
@@ -161,8 +169,8 @@ def _identical(before: Replicas, after: Replicas) -> bool | None:
     )
 
 
-def _least(packed: Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> int | None:
-    mapped = SessionSettings(config={"session.disable_prepacking": "1"})
+def _least(packed: Path, feeds: Sequence[Mapping[str, np.ndarray]], settings: SessionSettings) -> int | None:
+    mapped = dataclasses.replace(settings, config={**settings.config, "session.disable_prepacking": "1"})
     try:
         return _private(replicas.run(packed, 1, feeds=feeds, settings=mapped, trim=True))
     except OnnxcompError:
