@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
+
+from onnxcomp import devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Memory:
         anonymous_bytes: the part of PSS that no file stands behind.
         file_bytes: the part of PSS that is mapped from files.
         peak_bytes: most resident memory (RSS) so far (VmHWM).
+        device_bytes: on GPUs, by NVML; None also for a process that does not use CUDA.
     """
 
     pss_bytes: int | None = None
@@ -31,6 +35,7 @@ class Memory:
     anonymous_bytes: int | None = None
     file_bytes: int | None = None
     peak_bytes: int | None = None
+    device_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -48,7 +53,21 @@ def measure(process: Path = Path("/proc/self")) -> Memory:
         anonymous_bytes=rollup.get("Pss_Anon"),
         file_bytes=rollup.get("Pss_File"),
         peak_bytes=status.get("VmHWM"),
+        device_bytes=_on_devices(process),
     )
+
+
+def _on_devices(process: Path) -> int | None:
+    """NVML is asked only of a process that uses CUDA: loading it takes memory that would count."""
+    if not devices.uses_cuda(process):
+        return None
+    return devices.memory(os.getpid() if process.name == "self" else int(process.name))
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` of this process count from now on; where the system cannot, it counts from the start."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def give_back() -> None:

@@ -31,6 +31,7 @@ from onnxcomp.errors import (
 from onnxcomp.model import InputSpec, Signature
 from onnxcomp.settings import CONFIG_KEYS, OPTIMIZERS, SessionSettings, session_options
 from onnxcomp.settings.host import cpu_flags
+from onnxcomp.settings.libraries import preload
 
 try:
     import onnxruntime as ort
@@ -181,6 +182,7 @@ def _open(file: Path, provider: str, options: ort.SessionOptions, settings: Sess
     wanted = ort_providers(provider, settings)
     if provider != "cpu":
         options.add_session_config_entry(ASSIGNMENT_KEY, "1")
+        preload(wanted)
     try:
         # without ORT's own way out: it prints, opens on the CPU, and does so again where a run fails
         session = ort.InferenceSession(

@@ -30,6 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "inspect": {"onnx_ir", "numpy"},
     "runtime": {"onnxruntime", "numpy"},
     "worker": {"psutil"},
+    "devices": {"pynvml"},
     "memory": set(),
     "replicas": {"numpy", "onnxruntime"},
     "activations": {"onnx_ir", "numpy"},

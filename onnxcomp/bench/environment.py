@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime as ort
 import psutil
 
+from onnxcomp import devices
 from onnxcomp.runtime import cpu_features, ort_distributions
 
 _PACKAGES = ("onnxcomp", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "psutil", "scipy")
@@ -66,6 +67,7 @@ class Environment:
         ort: version, build_info, distributions, providers, telemetry.
         packages: versions by distribution.
         variables: environment variables that matter and are set.
+        gpus: the devices with their driver, or why none is known.
     """
 
     cpu: str | None
@@ -83,6 +85,7 @@ class Environment:
     ort: dict[str, Any]
     packages: dict[str, str]
     variables: dict[str, str]
+    gpus: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; plain types."""
@@ -111,12 +114,14 @@ def capture() -> Environment:
         ort={
             "version": ort.__version__,
             "build_info": ort.get_build_info(),
+            "cuda": getattr(ort, "cuda_version", "") or None,
             "distributions": list(ort_distributions()),
             "providers": list(ort.get_available_providers()),
             "telemetry": os.environ.get("ORT_DISABLE_TELEMETRY") != "1",
         },
         packages=_packages(),
         variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        gpus=devices.devices().to_json(),
     )
 
 

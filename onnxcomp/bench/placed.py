@@ -91,7 +91,7 @@ def after_fusion(profile: Profile, asked: str) -> dict[str, Any]:
         profile: see `kernels.read`.
         asked: short name of the provider that was asked for.
     """
-    kinds = sorted(profile.nodes, key=lambda k: (-int(profile.ns[k].sum()), k))
+    kinds = sorted(profile.nodes, key=lambda k: (-middle_mean(profile.ns[k]), k))
     nodes, times = profile.nodes, _Times([profile.ns[k] for k in kinds])
 
     def part(members: Sequence[Kernel]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def after_fusion(profile: Profile, asked: str) -> dict[str, Any]:
 
 def middle_mean(values: np.ndarray) -> float:
     """Mean of the middle half: a run that was put aside for other work does not show, whole microseconds do less."""
-    return float(trim_mean(values, 0.25))
+    return float(trim_mean(values, 0.25)) if len(values) else 0.0
 
 
 class _Times:
@@ -132,7 +132,7 @@ class _Times:
 
     def __init__(self, ns: Sequence[np.ndarray]) -> None:
         self._drawn = np.empty((0, 0))
-        self._ns = np.array([middle_mean(row) if len(row) else 0.0 for row in ns])
+        self._ns = np.array([middle_mean(row) for row in ns])
         if ns and len(ns[0]) > 1:
             table = np.stack(ns).astype(np.float64)
             draws = np.random.default_rng(0).integers(table.shape[1], size=(_DRAWS, table.shape[1]))

@@ -21,18 +21,21 @@ class Placement:
     Attributes:
         nodes: node count by provider, short names where there is one.
         ops_on_cpu: operator counts of what fell back to the CPU; empty where the CPU was asked for.
+        options: the provider's options in effect, ORT's defaults among them (`use_tf32`, `cudnn_conv_algo_search`).
     """
 
     nodes: dict[str, int]
     ops_on_cpu: dict[str, int]
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """`{provider: {nodes, share}}` under `providers`, and `ops_on_cpu`; shares sum to 1."""
+        """`{provider: {nodes, share}}` under `providers`, `ops_on_cpu`, and `options`; shares sum to 1."""
         total = sum(self.nodes.values())
         return {
             "providers": {name: {"nodes": count, "share": count / total} for name, count in self.nodes.items()},
             "nodes": total,
             "ops_on_cpu": self.ops_on_cpu,
+            "options": self.options,
         }
 
 
@@ -62,4 +65,5 @@ def assigned(session: Session) -> Placement | None:
             nodes[name] += 1
             if name == "cpu" and session.provider != "cpu":
                 on_cpu[f"{node.domain or 'ai.onnx'}::{node.op_type}"] += 1
-    return Placement(dict(nodes.most_common()), dict(on_cpu.most_common()))
+    options = session.ort.get_provider_options().get(PROVIDERS[session.provider], {})
+    return Placement(dict(nodes.most_common()), dict(on_cpu.most_common()), dict(options))

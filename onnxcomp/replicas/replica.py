@@ -26,6 +26,7 @@ from onnxcomp.errors import OnnxcompError, ProviderError
 from onnxcomp.replicas import feeding, gate, open_loop
 from onnxcomp.replicas.result import Caller
 from onnxcomp.settings import SessionSettings, session_options
+from onnxcomp.settings.libraries import preload
 
 #: single runs that are kept of one caller; beyond, every second one is dropped
 MAX_SAMPLES = 10_000
@@ -98,6 +99,7 @@ class _Session:
 
     def __init__(self, job: Job) -> None:
         self._path = job.model
+        preload(job.providers)
         try:
             self._session = ort.InferenceSession(
                 str(job.model),

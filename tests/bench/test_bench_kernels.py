@@ -118,7 +118,7 @@ def test_a_run_that_was_put_aside_does_not_decide(tmp_path):
     for turn in range(20):
         events += [node("Conv", 0, 90), node("Relu", 90, 10 if turn else 5000), run(0, 120 if turn else 6000)]
     out = placed.after_fusion(kernels.read(written(tmp_path / "p.json", *events), skip=0), "cpu")
-    assert [o["time_share"] for o in out["ops"]] == pytest.approx([0.1, 0.9])
+    assert [o["time_share"] for o in out["ops"]] == pytest.approx([0.9, 0.1])
     assert out["providers"]["cpu"]["time_share_interval"] == {"low": 1.0, "high": 1.0}
     for one in out["ops"]:
         span = one["time_share_interval"]

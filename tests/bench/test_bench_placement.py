@@ -10,7 +10,7 @@ def test_all_on_the_cpu_with_unnamed_nodes(tmp_path):
     path = bench_models.linear(tmp_path / "m.onnx", layers=3)
     settings = SessionSettings(config={"session.intra_op.allow_spinning": "0"})
     out = placing.placement(path, settings=settings).to_json()
-    assert out == {"providers": {"cpu": {"nodes": 6, "share": 1.0}}, "nodes": 6, "ops_on_cpu": {}}
+    assert out == {"providers": {"cpu": {"nodes": 6, "share": 1.0}}, "nodes": 6, "ops_on_cpu": {}, "options": {}}
 
 
 def fake(provider, *subgraphs):
@@ -20,7 +20,8 @@ def fake(provider, *subgraphs):
         types.SimpleNamespace(ep_name=name, get_nodes=lambda ops=ops: [node(op) for op in ops])
         for name, ops in subgraphs
     ]
-    ort = types.SimpleNamespace(get_provider_graph_assignment_info=lambda: report)
+    options = {"CUDAExecutionProvider": {"use_tf32": "1"}, "CPUExecutionProvider": {}}
+    ort = types.SimpleNamespace(get_provider_graph_assignment_info=lambda: report, get_provider_options=lambda: options)
     return types.SimpleNamespace(ort=ort, provider=provider)
 
 
@@ -29,6 +30,7 @@ def test_a_fallback_shows():
     out = placing.assigned(session).to_json()
     assert out["providers"] == {"cuda": {"nodes": 6, "share": 0.75}, "cpu": {"nodes": 2, "share": 0.25}}
     assert out["ops_on_cpu"] == {"ai.onnx::Shape": 2}
+    assert out["options"] == {"use_tf32": "1"}
     assert sum(p["share"] for p in out["providers"].values()) == 1
 
 

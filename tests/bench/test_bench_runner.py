@@ -29,16 +29,5 @@ def test_the_cpu_is_not_bound_by_default(session):
     assert not isinstance(runner.runs(session, [feed], bind=True)[0](), list)
 
 
-def test_other_providers_are_bound_on_their_device(session, monkeypatch):
-    import dataclasses
-
-    seen = []
-    monkeypatch.setattr(runner, "_bound", lambda *args: seen.append(args[-1]))
-    for provider in PROVIDERS:
-        if provider != "cpu":
-            runner.runs(dataclasses.replace(session, provider=provider), [{}])
-    assert seen == ["cuda", "cuda", "cpu"]
-
-
 def test_every_provider_has_a_device():
     assert set(runner.DEVICES) == set(PROVIDERS)
