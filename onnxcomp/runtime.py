@@ -181,7 +181,8 @@ def _open(file: Path, provider: str, options: ort.SessionOptions, settings: Sess
     del proto
     wanted = ort_providers(provider, settings)
     if provider != "cpu":
-        options.add_session_config_entry(ASSIGNMENT_KEY, "1")
+        if settings.config.get(ASSIGNMENT_KEY) != "1":  # ORT warns of what is set twice
+            options.add_session_config_entry(ASSIGNMENT_KEY, "1")
         preload(wanted)
     try:
         # without ORT's own way out: it prints, opens on the CPU, and does so again where a run fails

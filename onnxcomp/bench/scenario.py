@@ -46,6 +46,7 @@ def bench(
     max_runs: int = latency.MAX_RUNS,
     sessions: int = 1,
     bind: bool | None = None,
+    cuda_graph: bool = False,
     workers: int | Sequence[int] | None = None,
     pack: bool = False,
     rate: float | None = None,
@@ -79,7 +80,9 @@ def bench(
         max_runs: at most so many runs of a single model count ('latency').
         sessions: fresh sessions that share these runs, one after the other ('latency'): two sessions of the same
             bytes differ by two or three percent, and only several say by how much.
-        bind: use IO binding; None: on every provider but the CPU ('latency').
+        bind: put inputs on the device once and leave outputs there; None: on every provider but the CPU. False
+            counts the copies of every run, as a server pays them ('latency', 'placement').
+        cuda_graph: record CUDA's kernels once and replay them ('latency', 'placement').
         workers: how many ('workers', 'server'; None: one per core), or callers ('throughput'; None: one).
         pack: make a pack of each model for the occasion, and measure it, too ('workers').
         rate: requests per second ('server'); None: the highest at which `slo_p99_ms` holds is sought.
@@ -107,6 +110,8 @@ def bench(
     packs.check(given, scenario, providers, made=pack)
     prints = [fingerprint(one.path) for one in given]
     base, warnings = taken(settings, [one.sha256 for one in prints])
+    if cuda_graph:
+        base = _with_cuda_graph(base, scenario, providers)
     axes = _axes(scenario, sizes, spinning, optimization, base)
     if tune:
         _check_tuning(scenario, given, providers, settings)
@@ -163,6 +168,16 @@ def bench(
         warnings=tuple(warnings),
         tuning=tuned,
     )
+
+
+def _with_cuda_graph(settings: SessionSettings, scenario: str, providers: Sequence[str]) -> SessionSettings:
+    if "cuda" not in providers:
+        raise UsageError("a CUDA graph is for the provider 'cuda'", where=f"provider={', '.join(providers)}")
+    if scenario not in ("latency", "placement"):
+        raise UsageError("a CUDA graph is for the scenarios 'latency' and 'placement'", where=f"scenario={scenario}")
+    options = dict(settings.provider_options)
+    options["cuda"] = {**options.get("cuda", {}), "enable_cuda_graph": "1"}
+    return dataclasses.replace(settings, provider_options=options)
 
 
 def _measure(

@@ -26,6 +26,11 @@ _SECONDS = {"sweep": 120.0}
 @click.argument("models", nargs=-1, required=True)
 @click.option("--provider", multiple=True, default=("cpu",), show_default=True, help="cpu or cuda; repeatable.")
 @click.option(
+    "--transfers", is_flag=True,
+    help="Count the copies to a GPU and back in every run, as a server pays them ('latency', 'placement').",
+)  # fmt: skip
+@click.option("--cuda-graph", is_flag=True, help="Record CUDA's kernels once, replay them ('latency', 'placement').")
+@click.option(
     "--scenario", default="latency", show_default=True,
     help="latency: one caller, closed loop; cold: from process start to first output; throughput: most samples "
     "per second; server: requests at a rate; workers: several at once, in other ways; sweep: which of many "
@@ -82,6 +87,8 @@ def command(
     shell: Shell,
     models: tuple[str, ...],
     provider: tuple[str, ...],
+    transfers: bool,
+    cuda_graph: bool,
     scenario: str,
     data: str | None,
     batch: tuple[int, ...],
@@ -138,6 +145,8 @@ def command(
         work.bench,
         models,
         provider=provider,
+        bind=False if transfers else None,
+        cuda_graph=cuda_graph,
         scenario=scenario,
         data=data,
         batch=batch,

@@ -5,10 +5,10 @@ import types
 import numpy as np
 import pytest
 
-from onnxcomp.bench import runner
-from onnxcomp.errors import UsageError
+from onnxcomp.bench import bench, runner, scenario
+from onnxcomp.errors import ProviderError, UsageError
 from onnxcomp.model import InputSpec, Signature
-from onnxcomp.runtime import Session
+from onnxcomp.runtime import Session, SessionSettings
 
 
 class FakeValue:
@@ -154,3 +154,22 @@ def test_a_graph_of_several_shapes_is_refused(cuda):
     session, _ = cuda(graph=True)
     with pytest.raises(UsageError, match="replays one shape"):
         runner.runs(session, [feed(1), feed(1, size=3)])
+
+
+def test_a_graph_is_asked_for_where_it_can_be_had(tmp_path):
+    import bench_models
+
+    path = bench_models.linear(tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match="for the provider 'cuda'"):
+        bench(path, cuda_graph=True)
+    with pytest.raises(UsageError, match="scenarios 'latency' and 'placement'"):
+        bench(path, provider="cuda", scenario="cold", cuda_graph=True)
+    with pytest.raises(ProviderError, match="no CUDAExecutionProvider"):
+        bench(path, provider="cuda", cuda_graph=True)
+
+
+def test_the_option_reaches_the_session():
+    base = SessionSettings(provider_options={"cuda": {"use_tf32": "0"}, "openvino": {}})
+    found = scenario._with_cuda_graph(base, "latency", ["cpu", "cuda"])
+    assert found.provider_options == {"cuda": {"use_tf32": "0", "enable_cuda_graph": "1"}, "openvino": {}}
+    assert base.provider_options["cuda"] == {"use_tf32": "0"}
