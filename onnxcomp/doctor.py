@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 import psutil
 
+from onnxcomp import devices, runtime
 from onnxcomp import model as models
-from onnxcomp import runtime
 from onnxcomp.errors import OnnxcompError
+from onnxcomp.settings import libraries
 
 _PACKAGES = (
     "onnxcomp",
@@ -80,15 +81,8 @@ def examine() -> Examination:
     findings = [
         _python(),
         _distributions(),
-        *(
-            Finding(
-                f"provider {name}",
-                state == "works",
-                state,
-                None if state == "works" else "check drivers and libraries",
-            )
-            for name, state in providers.items()
-        ),
+        *(_provider(name, state) for name, state in providers.items()),
+        *_gpus(providers),
         _int8(),
         _telemetry(),
         _room(),
@@ -123,6 +117,49 @@ def _distributions() -> Finding:
         f"{len(found)} distributions share the package onnxruntime: {', '.join(found)}",
         "they overwrite each other: uninstall all of them, then install onnxcomp[cpu] or onnxcomp[gpu]",
     )
+
+
+def _provider(name: str, state: str) -> Finding:
+    """What the trial said, and where it failed what the loader says of the provider's libraries."""
+    if state == "works":
+        return Finding(f"provider {name}", True, state)
+    missing = libraries.missing(runtime.PROVIDERS[name])
+    if missing is None:
+        return Finding(f"provider {name}", False, state, "check the driver (nvidia-smi) and the devices")
+    if name == "tensorrt":
+        # every GPU build of ORT names it, TensorRT itself comes apart
+        return Finding(f"provider {name}", True, f"does not work: {missing}; install TensorRT to use it")
+    return Finding(
+        f"provider {name}",
+        False,
+        f"is in this build but does not work: {missing}",
+        f"install what is missing for CUDA {libraries.ort_cuda() or 'of this build'}: pip install 'onnxcomp[gpu]'",
+    )
+
+
+def _gpus(providers: Mapping[str, str]) -> list[Finding]:
+    """The devices, where this ORT could use one or the driver knows one; and two CUDAs in one environment."""
+    found, mine, torchs = devices.devices(), libraries.ort_cuda(), libraries.torch_cuda()
+    findings = []
+    if found.devices or "cuda" in providers:
+        text = "; ".join(
+            f"{d.index}: {d.name}, {d.memory_bytes / 1e9:.0f} GB, driver {d.driver}, CUDA up to {d.cuda}"
+            for d in found.devices
+        )
+        findings.append(Finding("gpus", True, text or found.note or "none"))
+    if mine is not None and found.devices and _major(found.devices[0].cuda) < _major(mine):
+        text = f"the driver supports CUDA {found.devices[0].cuda}, ONNX Runtime was built for {mine}"
+        findings.append(Finding("cuda driver", False, text, "install a newer driver, or an older onnxruntime-gpu"))
+    if mine is not None and torchs is not None and _major(mine) != _major(torchs):
+        text = f"torch was built for CUDA {torchs}, ONNX Runtime for CUDA {mine}: each needs libraries of its own"
+        works = providers.get("cuda") == "works"
+        hint = "install builds of one CUDA"
+        findings.append(Finding("cuda versions", works, text, None if works else hint))
+    return findings
+
+
+def _major(version: str) -> int:
+    return int(version.split(".", maxsplit=1)[0])
 
 
 def _try(provider: str) -> str:

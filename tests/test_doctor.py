@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import types
@@ -9,8 +10,9 @@ import types
 import numpy as np
 import pytest
 
-from onnxcomp import doctor, runtime
+from onnxcomp import devices, doctor, runtime
 from onnxcomp.errors import ProviderError
+from onnxcomp.settings import libraries
 
 
 def finding(name):
@@ -90,7 +92,76 @@ def test_a_provider_that_fails_is_a_finding(with_cuda):
     found = doctor.examine()
     assert found.providers == {"cpu": "works", "cuda": "no driver (cuda)"}
     assert not found.ok
-    assert finding("provider cuda").hint == "check drivers and libraries"
+    assert finding("provider cuda").hint == "check the driver (nvidia-smi) and the devices"
+
+
+def test_a_library_that_is_missing_is_named_in_the_loaders_words(with_cuda, monkeypatch, tmp_path):
+    """A library that does not load, as ORT's without CUDA: the real loader, and its own words."""
+
+    def fail():
+        raise ProviderError("ORT did not use CUDAExecutionProvider, it fell back to CPUExecutionProvider")
+
+    with_cuda(fail)
+    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(b"no library")
+    real = libraries.missing
+    monkeypatch.setattr(libraries, "missing", lambda provider: real(provider, tmp_path))
+    monkeypatch.setattr(libraries, "ort_cuda", lambda: "13.0")
+    found = finding("provider cuda")
+    assert not found.ok
+    assert "in this build but does not work" in found.text
+    assert "libonnxruntime_providers_cuda.so" in found.text
+    assert "CUDA 13.0" in found.hint
+
+
+def test_tensorrt_that_is_not_installed_is_no_fault(monkeypatch):
+    monkeypatch.setattr(libraries, "missing", lambda provider: "libnvinfer.so.10: cannot open shared object file")
+    found = doctor._provider("tensorrt", "cannot be used")
+    assert found.ok
+    assert "libnvinfer.so.10" in found.text
+
+
+DEVICE = devices.Device(0, "NVIDIA H100", "GPU-0", 80 << 30, "580.65", "13.1")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    def pretend(*, found=(DEVICE,), note=None, ort="13.0", torch=None):
+        monkeypatch.setattr(devices, "devices", lambda: devices.Devices(tuple(found), note))
+        monkeypatch.setattr(libraries, "ort_cuda", lambda: ort)
+        monkeypatch.setattr(libraries, "torch_cuda", lambda: torch)
+
+    return pretend
+
+
+def test_devices_are_listed(gpu):
+    gpu()
+    assert finding("gpus").text == "0: NVIDIA H100, 86 GB, driver 580.65, CUDA up to 13.1"
+    gpu(found=(), note="nvidia-ml-py is not installed", ort=None)
+    assert [f.name for f in doctor._gpus({"cpu": "works"})] == []
+    assert doctor._gpus({"cuda": "no driver"})[0].text == "nvidia-ml-py is not installed"
+
+
+def test_a_driver_that_is_too_old_is_wrong(gpu):
+    gpu(found=(dataclasses.replace(DEVICE, cuda="12.8"),))
+    found = finding("cuda driver")
+    assert not found.ok
+    assert "CUDA 12.8" in found.text
+    assert "13.0" in found.text
+
+
+@pytest.mark.parametrize(("torch", "cuda", "ok"), [("12.8", "no driver", False), ("12.8", "works", True)])
+def test_two_cudas_are_named(gpu, torch, cuda, ok):
+    gpu(torch=torch)
+    (found,) = [f for f in doctor._gpus({"cuda": cuda}) if f.name == "cuda versions"]
+    assert found.ok is ok
+    assert "torch was built for CUDA 12.8, ONNX Runtime for CUDA 13.0" in found.text
+    assert (found.hint is None) is ok
+
+
+@pytest.mark.parametrize("torch", ["13.2", None])
+def test_one_cuda_is_not_mentioned(gpu, torch):
+    gpu(torch=torch)
+    assert [f.name for f in doctor._gpus({"cuda": "works"})] == ["gpus"]
 
 
 def test_a_provider_that_gives_wrong_results_is_a_finding(with_cuda):
