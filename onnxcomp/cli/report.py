@@ -17,9 +17,11 @@ from onnxcomp.cli.shell import Shell
 @click.option("--title", default="onnxcomp report", show_default=True, help="Heading of the page.")
 @shells.common()
 def command(shell: Shell, runs: tuple[str, ...], output: str, force: bool, title: str) -> None:
-    """Make one self-contained HTML page of RUNS.
+    """Make one self-contained HTML page of RUNS, or with -o report.md Markdown for a pull request.
 
-    A run is a file with the --json output of a verb, a .record.json, or a folder of these.
+    A run is a file with the --json output of a verb (bench -o writes one), a .record.json, or a
+    folder of these, whose other files are left out. The page has the tables and pictures of all runs:
+    it needs no network and no script. Markdown has the tables.
     """
     result = shell.work(work.report, runs, output, title=title, force=force)
     shell.show(

@@ -166,25 +166,18 @@ def verify(path: str) -> Json:
 
 
 def report(runs: Sequence[str], output: str, *, title: str, force: bool) -> Json:
-    """Read results and write the page."""
+    """Read results and write the page: HTML, or Markdown where `output` ends with .md."""
     from pathlib import Path
 
-    from onnxcomp import documents
     from onnxcomp import model as models
-    from onnxcomp.errors import DataError
-    from onnxcomp.report.page import build
+    from onnxcomp.report import markdown, page
+    from onnxcomp.report import runs as stored
 
-    files: list[Path] = []
-    for run in map(Path, runs):
-        found = sorted(run.glob("*.json")) if run.is_dir() else [run]
-        # a demo holds its records already
-        files += [run / "demo.json"] if run / "demo.json" in found else found
-        if not found:
-            raise DataError("the folder holds no .json result", where=run)
-    models.refuse_target(Path(output), force=force, inputs=tuple(files))
-    page = build([documents.read(file) for file in files], title=title)
-    models.write_file(Path(output), page.encode(), force=force)
-    return {"output": output, "runs": [str(file) for file in files]}
+    found = stored.read(map(Path, runs))
+    models.refuse_target(Path(output), force=force, inputs=tuple(found))
+    build = markdown.build if Path(output).suffix == ".md" else page.build
+    models.write_file(Path(output), build(list(found.values()), title=title).encode(), force=force)
+    return {"output": output, "runs": [str(file) for file in found]}
 
 
 def doctor() -> Json:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcomp.report import effects, placement, scenarios, stages, sweep, text, workers
+from onnxcomp.report import baseline, effects, placement, scenarios, stages, sweep, text, workers
 
 Json = Mapping[str, Any]
 
@@ -166,6 +166,11 @@ def benchmark(result: Json) -> None:
     elif not grids:
         _latencies(result["results"])
     verdicts(result["comparison"])
+    if "baseline" in result:
+        gate = baseline.grid(result["baseline"])
+        _grid(gate.title, gate.head, gate.rows)
+        for note in gate.notes:
+            _print(note)
     trust = result["trust"]
     _print(Text(f"trust: {trust['grade']}", style="bold"))
     for reason in trust["reasons"]:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+#: metrics that print as percent
+FRACTIONS = ("accuracy", "top5", "f1", "agreement")
+
 
 def size(count: float | None) -> str:
     """Bytes in thousands: '3.16 MB'; unknown as a dash."""
@@ -34,21 +37,22 @@ def score(value: float | None, metric: str) -> str:
     """A metric's value in its unit: fractions as percent."""
     if value is None:
         return "-"
-    return percent(value) if metric in ("accuracy", "top5", "f1") else f"{value:.4g}"
+    return percent(value) if metric in FRACTIONS else f"{value:.4g}"
 
 
 def score_interval(found: Mapping[str, Any] | None, metric: str) -> str:
     """'97.40 % [93.51, 98.99]'."""
     if found is None:
         return "-"
-    if metric in ("accuracy", "top5", "f1"):
+    if metric in FRACTIONS:
         return f"{percent(found['value'])} [{100 * found['low']:.2f}, {100 * found['high']:.2f}]"
     return f"{found['value']:.4g} [{found['low']:.4g}, {found['high']:.4g}]"
 
 
-def ratio(found: Mapping[str, Any]) -> str:
+def ratio(found: Mapping[str, Any], digits: int = 2) -> str:
     """A speedup with its interval: '1.42x [1.39, 1.45]'."""
-    return f"{found['value']:.2f}x [{found['low']:.2f}, {found['high']:.2f}]"
+    value, low, high = (f"{found[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value}x [{low}, {high}]"
 
 
 def decibel(found: Mapping[str, Any]) -> str:

@@ -134,10 +134,11 @@ def test_pictures_are_inline_and_named():
         "drop in points",
         "file sizes",
         "speedup",
+        "histogram of wall latencies",
         "cumulative distribution of wall latencies",
     ]
     assert "float32 1.25 MB, static int8 350 kB" in labels[2]
-    assert len(re.findall(r"<figure>", page)) == 5
+    assert len(re.findall(r"<figure>", page)) == 6
 
 
 def test_a_benchmark_alone_has_its_own_picture_of_speedups():
@@ -151,7 +152,7 @@ def test_a_demo_whose_candidates_were_all_refused():
     found["models"] = found["models"][:1]
     found["bench"]["comparison"] = []
     page = build([found])
-    assert page.count("<figure>") == 3
+    assert page.count("<figure>") == 4
     assert "larger than its input" in page
 
 
