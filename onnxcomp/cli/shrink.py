@@ -70,7 +70,8 @@ def command(shell: Shell, model: str, **values: Any) -> None:
     their combinations; each in a worker of its own. The fastest (or smallest) few are timed against MODEL
     beside a control, and the best of them that holds the budget on the last samples wins.
 
-    DIR gets best.onnx with its record, recipe.toml, that 'onnxcomp run' makes it of again, and shrink.json.
+    DIR gets best.onnx with its record, recipe.toml, that 'onnxcomp run' makes it of again, settings.json
+    and shrink.json.
     Exit code 5: nothing beats MODEL within the budget, and why; 9: noise alone stands in the way.
     """
     from onnxcomp.report import shrinking

@@ -84,6 +84,9 @@ def table(result: Json) -> None:
             ],
         )
     _print(sentence(result))
+    settings = None if result["best"] is None else result["best"]["settings"]
+    if settings is not None:
+        _print(settled(settings))
 
 
 def sentence(result: Json) -> str:
@@ -99,3 +102,13 @@ def sentence(result: Json) -> str:
     needed = result["samples_needed"]
     more = "" if needed is None else f" About {needed:,} test samples would make it certain."
     return f"Nothing beats the input: {result['why_none']}.{more}{early}"
+
+
+def settled(settings: Json) -> str:
+    """What session settings do, in words."""
+    if settings["speedup"] is None:
+        return "No session settings beat the defaults of ONNX Runtime, neither for it nor for the input."
+    return (
+        f"Both at their best session settings: {text.ratio(settings['speedup'])} times as fast "
+        f"({settings['verdict']}); settings.json has them."
+    )

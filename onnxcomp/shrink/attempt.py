@@ -19,6 +19,7 @@ from onnxcomp.sensitivity import quantize_within
 from onnxcomp.shrink import judging
 from onnxcomp.shrink.candidates import Candidate
 from onnxcomp.shrink.outcome import Outcome
+from onnxcomp.shrink.splits import Splits
 
 #: candidates that the search for nodes in float makes at most
 _TRIES = 12
@@ -30,7 +31,7 @@ class Task:
 
     Attributes:
         source: the input.
-        calibration, selection: folders of the parts.
+        splits: the parts of the samples.
         answers: what the input says to the part that chooses, see `judging.record`.
         metric: that chooses.
         max_drop: the budget.
@@ -39,8 +40,7 @@ class Task:
     """
 
     source: Path
-    calibration: Path
-    selection: Path
+    splits: Splits
     answers: Path
     metric: str
     max_drop: float
@@ -62,7 +62,7 @@ def attempt(task: Task, candidate: Candidate, folder: Path) -> Outcome:
         task.source,
         output,
         with_torch(recipe.passes),
-        data=os.fspath(task.calibration),
+        data=os.fspath(task.splits.path("calibration")),
         force=True,
         allow_no_effect=recipe.allow_no_effect,
         calibration=recipe.calibration,
@@ -72,7 +72,7 @@ def attempt(task: Task, candidate: Candidate, folder: Path) -> Outcome:
         schema="onnxcomp/run/1",
     )
     models.write_file(folder / "recipe.toml", recipe.to_toml().encode(), force=True)
-    found = judging.judge(output, task.source, task.selection, task.answers)
+    found = judging.judge(output, task.source, task.splits.path("selection"), task.answers)
     assert found.drop is not None
     looked = look(task, output)
     return Outcome(
@@ -90,7 +90,7 @@ def attempt(task: Task, candidate: Candidate, folder: Path) -> Outcome:
 def look(task: Task, path: Path) -> speed.Speed:
     """A quick look at a file's speed, against the input."""
     inputs = models.signature(models.load(task.source)).inputs
-    batch = next(iter(Batches(task.selection, inputs, batch_size=task.batch)))
+    batch = next(iter(Batches(task.splits.path("selection"), inputs, batch_size=task.batch)))
     return speed.compare(task.source, path, batch.feeds, batch.samples)
 
 
@@ -109,10 +109,10 @@ def _rescue(task: Task, candidate: Candidate, folder: Path) -> Candidate:
         task.source,
         folder / "search.onnx",
         steps,
-        eval=task.selection,
+        eval=task.splits.path("selection"),
         max_drop=allowed,
         metric="accuracy" if metric in judging.FIDELITY else metric,
-        data=os.fspath(task.calibration),
+        data=os.fspath(task.splits.path("calibration")),
         tries=_TRIES,
         allow_no_effect=True,
         force=True,

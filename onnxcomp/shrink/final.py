@@ -54,6 +54,12 @@ class Tested:
     drop: Interval
     met: bool
 
+    @property
+    def path(self) -> str:
+        """Of its file."""
+        assert self.timed.outcome.path is not None
+        return self.timed.outcome.path
+
 
 def finalists(outcomes: Sequence[Outcome], wanted: Wanted, input_bytes: int) -> list[Outcome]:
     """The best few that may win, best first; one file each, and none that is not smaller or faster than the input."""

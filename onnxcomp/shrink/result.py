@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from onnxcomp.evaluate.intervals import Interval
 from onnxcomp.shrink.final import Tested
 from onnxcomp.shrink.outcome import Outcome
+from onnxcomp.shrink.settle import Settled
 from onnxcomp.shrink.wanted import Wanted
 
 
@@ -22,7 +24,8 @@ class Shrunk:
         metric: that judges.
         samples: how many calibrated, chose and tested.
         best: what won; None where nothing beats the input within the budget.
-        best_path, recipe_path: of the files in the folder; None without a winner.
+        folder: where the winner's files are.
+        settled: the winner and the input, each at its best settings; None where that was not looked for.
         tested: all that met the test samples, in order; the winner last.
         outcomes: all candidates.
         front: those that no other beats in drop, size and speed at once.
@@ -40,8 +43,8 @@ class Shrunk:
     metric: str
     samples: Mapping[str, int]
     best: Tested | None
-    best_path: str | None
-    recipe_path: str | None
+    folder: Path
+    settled: Settled | None
     tested: Sequence[Tested]
     outcomes: Sequence[Outcome]
     front: Sequence[Outcome]
@@ -82,7 +85,12 @@ class Shrunk:
         }
 
     def _winner(self, best: Tested) -> dict[str, Any]:
-        return {"path": self.best_path, "recipe": self.recipe_path, **self._tested(best)}
+        return {
+            "path": str(self.folder / "best.onnx"),
+            "recipe": str(self.folder / "recipe.toml"),
+            **self._tested(best),
+            "settings": None if self.settled is None else self.settled.to_json(),
+        }
 
     def _tested(self, one: Tested) -> dict[str, Any]:
         outcome = one.timed.outcome

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxcomp import documents, runtime, worker
-from onnxcomp import model as models
-from onnxcomp.errors import OutputError, UnsupportedError, UsageError, from_os_error
+from onnxcomp import documents, worker
+from onnxcomp.errors import UnsupportedError, UsageError
 from onnxcomp.evaluate.score import Score
-from onnxcomp.shrink import final, judging
+from onnxcomp.shrink import final, judging, words
 from onnxcomp.shrink.attempt import Task
-from onnxcomp.shrink.kind import Kind, kind_of
+from onnxcomp.shrink.folder import keep, study_in, write
+from onnxcomp.shrink.ground import look, prepare
 from onnxcomp.shrink.ledger import Ledger
 from onnxcomp.shrink.outcome import Outcome
 from onnxcomp.shrink.plan import choose, converse
 from onnxcomp.shrink.result import Shrunk
 from onnxcomp.shrink.search import Clock, Search
-from onnxcomp.shrink.splits import Splits, divide
+from onnxcomp.shrink.settle import Settled, settle
 from onnxcomp.shrink.wanted import Wanted
 
 #: share of the time that the last comparison gets, and bounds, in seconds
-_COMPARING = 0.15
+_COMPARING = 0.12
 _SHORTEST, _LONGEST = 8.0, 90.0
 
-#: share of the time that one training may take; a step costs about so many runs of the input per sample
-_TRAINING = 0.3
-_STEP = 2.0
-_MOST_EPOCHS = 12
+#: the same of tuning the settings of the winner and of the input
+_SETTLING = 0.15
+_SETTLING_SHORTEST = 20.0
 
 Progress = Callable[[str, float | None], None]
 
@@ -49,6 +46,7 @@ def shrink(
     metric: str | None = None,
     passes: Sequence[str] | None = None,
     train: bool = False,
+    tune: bool = True,
     time_budget: float = 600.0,
     seed: int = 0,
     resume: bool = False,
@@ -75,6 +73,7 @@ def shrink(
         metric: as `evaluate` takes it, 'agreement' or 'cosine'; None: 'accuracy' with labels, else one of the others.
         passes: names of the passes that may be used; None: all.
         train: also cut deeper and let the input teach what is left (needs torch; takes most of the time).
+        tune: also look for session settings, of the winner and of the input, and compare both at their best.
         time_budget: seconds for all of it.
         seed: of the random orders of the comparison.
         resume: go on with what the folder holds.
@@ -95,23 +94,24 @@ def shrink(
         raise UnsupportedError("training needs torch", where="--train", hint="pip install 'onnxcomp[torch]'")
     source, folder = Path(model), Path(output)
     run = functools.partial(worker.isolated, limits=limits, on_progress=on_progress)
-    kind, before = run(_look, source)
-    study = _folder(folder, resume=resume, force=force)
-    splits = run(divide, source, data, eval, study / "data")
-    began = time.monotonic()
-    own: Score = run(judging.record, source, splits.path("selection"), metric, _anew(study / "answers"))
-    per_sample = (time.monotonic() - began) / 2 / splits.samples["selection"]
-    about = {"model": before["sha256"], "data": splits.sources, "metric": own.metric, "wanted": wish.to_json(),
-             "passes": None if passes is None else sorted(passes), "train": train}  # fmt: skip
+    run(look, source)  # what cannot be loaded leaves no folder behind
+    study = study_in(folder, resume=resume, force=force)
+    ground = prepare(source, data, eval, metric, study=study, wish=wish, run=run)
+    splits = ground.splits
+    about = {
+        "model": ground.file["sha256"],
+        "data": splits.sources,
+        "metric": ground.own.metric,
+        "wanted": wish.to_json(),
+        "passes": None if passes is None else sorted(passes),
+        "train": train,
+    }
     ledger = Ledger(study / "journal.log", about)
-    task = Task(
-        source, splits.path("calibration"), splits.path("selection"), study / "answers", own.metric, max_drop,
-        wish.batch, study / "statistics",
-    )  # fmt: skip
     comparing = min(max(_COMPARING * time_budget, _SHORTEST), _LONGEST)
-    testing = (1 + final.FINALISTS) * per_sample * splits.samples["test"]
-    clock = Clock(start + time_budget - comparing - testing)
-    choice = choose(kind, smallest=wish.minimize == "size", provider=wish.provider, passes=passes)
+    settling = min(max(_SETTLING * time_budget, _SETTLING_SHORTEST), _LONGEST) if _tunable(wish, tune=tune) else 0.0
+    testing = final.FINALISTS * ground.per_sample * splits.samples["test"]
+    clock = Clock(start + time_budget - comparing - settling - testing)
+    choice = choose(ground.kind, smallest=wish.minimize == "size", provider=wish.provider, passes=passes)
     heard: dict[str, Outcome] = {}
 
     def listen(outcome: Outcome) -> None:
@@ -119,150 +119,61 @@ def shrink(
         if on_outcome is not None:
             on_outcome(outcome, clock.left)
 
+    def judge(path: Path, confidence: float) -> Score:
+        part = splits.path("test")
+        found: Score = run(judging.judge, path, source, part, ground.answers["test"], confidence=confidence)
+        return found
+
+    answers, store = ground.answers["selection"], study / "statistics"
     search = Search(
-        task, ledger, study / "candidates", clock,
-        limits=limits or worker.WorkerLimits(), on_progress=on_progress, on_outcome=listen,
-    )  # fmt: skip
-    epochs = _epochs(study, per_sample, splits, time_budget) if train and choice.cuts else 0
-    plan = converse(choice, better=wish.better, holds=wish.holds, epochs=epochs)
+        Task(source, splits, answers, ground.own.metric, max_drop, wish.batch, store),
+        ledger,
+        study / "candidates",
+        clock,
+        limits=limits or worker.WorkerLimits(),
+        on_progress=on_progress,
+        on_outcome=listen,
+    )
+    epochs = ground.epochs(study, time_budget) if train and choice.cuts else 0
     try:
-        complete = search.run(plan)
+        complete = search.run(converse(choice, better=wish.better, holds=wish.holds, epochs=epochs))
     except KeyboardInterrupt:
-        _keep(folder, final.finalists(tuple(heard.values()), wish, kind.bytes)[:1])
+        keep(folder, final.finalists(tuple(heard.values()), wish, ground.kind.bytes)[:1])
         raise
     outcomes = tuple(heard.values())
-    chosen = final.finalists(outcomes, wish, kind.bytes)
+    feeds = splits.path("selection")
+    chosen = final.finalists(outcomes, wish, ground.kind.bytes)
     timed: list[final.Timed] = []
     benchmark: dict[str, Any] | None = None
     if chosen:
-        timed, benchmark = run(
-            final.compare, source, chosen, wish, data=splits.path("selection"), seconds=comparing, seed=seed
-        )
-    order = final.ranked(timed, wish)
-    baseline: Score = run(judging.record, source, splits.path("test"), own.metric, _anew(study / "test-answers"))
-
-    def judge(path: Path, confidence: float) -> Score:
-        return run(
-            judging.judge, path, source, splits.path("test"), study / "test-answers", confidence=confidence
-        )  # fmt: skip
-
-    tested = final.test(order, wish, judge)
+        timed, benchmark = run(final.compare, source, chosen, wish, data=feeds, seconds=comparing, seed=seed)
+    tested = final.test(final.ranked(timed, wish), wish, judge)
     best = tested[-1] if tested and tested[-1].met else None
+    settled: Settled | None = None
+    if best is not None and settling:
+        settled = run(settle, source, Path(best.path), wish, data=feeds, seconds=settling, seed=seed)
     result = Shrunk(
-        baseline={**before, "score": baseline.value.to_json()},
+        baseline={**ground.file, "score": ground.tested.value.to_json()},
         wanted=wish,
-        metric=own.metric,
+        metric=ground.own.metric,
         samples=splits.samples,
         best=best,
-        best_path=None if best is None else str(folder / "best.onnx"),
-        recipe_path=None if best is None else str(folder / "recipe.toml"),
+        folder=folder,
+        settled=settled,
         tested=tested,
         outcomes=outcomes,
         front=final.front(outcomes),
         left_out=choice.left_out,
         benchmark=benchmark,
         complete=complete,
-        why_none="" if best else _why(outcomes, chosen, timed, tested, wish),
+        why_none="" if best else words.why(outcomes, chosen, timed, tested, wish),
         undecided=best is None and not tested and any(one.verdict == "undecided" for one in timed),
-        needed=None if best else _needed(tested, wish),
+        needed=None if best else words.needed(tested, wish),
         seconds=time.monotonic() - start,
     )
-    _write(folder, result)
+    write(folder, result)
     return result
 
 
-def _look(source: Path) -> tuple[Kind, dict[str, Any]]:
-    """What the model is made of, and its file; that ORT loads it."""
-    kind = kind_of(source)
-    runtime.check_loads(source)
-    file = models.fingerprint(source).to_json()
-    return kind, {"path": str(source), "sha256": file["sha256"], "bytes": kind.bytes}
-
-
-def _folder(folder: Path, *, resume: bool, force: bool) -> Path:
-    """The study's folder; raises OutputError for a folder that holds something, unless it is wanted so."""
-    study = folder / "study"
-    if folder.exists() and any(folder.iterdir()) and not resume:
-        if not force:
-            raise OutputError(
-                "the folder exists and is not empty",
-                where=folder,
-                hint="--resume goes on with it, --force starts anew",
-            )
-        if not study.exists() and not (folder / "shrink.json").exists():
-            raise OutputError("the folder holds something else, which --force does not replace", where=folder)
-        shutil.rmtree(folder)
-    try:
-        study.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise from_os_error(error, folder) from error
-    return study
-
-
-def _anew(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def _epochs(study: Path, per_sample: float, splits: Splits, time_budget: float) -> int:
-    """As many as a share of the time allows; kept, so that a resumed search asks for the same."""
-    kept = study / "epochs"
-    if not kept.exists():
-        affordable = _TRAINING * time_budget / (splits.samples["calibration"] * per_sample * _STEP)
-        kept.write_text(str(min(max(int(affordable), 1), _MOST_EPOCHS)))
-    return int(kept.read_text())
-
-
-def _why(
-    outcomes: Sequence[Outcome],
-    chosen: Sequence[Outcome],
-    timed: Sequence[final.Timed],
-    tested: Sequence[final.Tested],
-    wish: Wanted,
-) -> str:
-    """Why nothing has won, in words."""
-    if not outcomes:
-        return "the time was over before the first candidate was made"
-    if not any(one.made for one in outcomes):
-        return "no candidate could be made; the reasons stand with the rejected ones"
-    if not chosen:
-        return "no candidate is smaller or faster than the input and within the budget on the samples that choose"
-    if not tested:
-        verdicts = ", ".join(f"{one.outcome.candidate.name}: {one.verdict}" for one in timed)
-        return f"nothing is measurably faster than the input on this machine ({verdicts})"
-    last = min(tested, key=lambda one: one.drop.high)
-    return (
-        f"none of {len(tested)} finalists holds the budget of {wish.max_drop:g} on the test samples; the nearest, "
-        f"{last.timed.outcome.candidate.name}, loses {last.drop.value:.4g} [{last.drop.low:.4g}, {last.drop.high:.4g}]"
-    )
-
-
-def _needed(tested: Sequence[final.Tested], wish: Wanted) -> int | None:
-    """Samples at which the nearest finalist's upper end, shrinking with the square root, would meet the budget."""
-    near = [one for one in tested if one.drop.value < wish.max_drop]
-    if not near:
-        return None
-    last = min(near, key=lambda one: one.drop.high)
-    half = last.drop.high - last.drop.value
-    return math.ceil(last.score.samples * (half / (wish.max_drop - last.drop.value)) ** 2)
-
-
-def _write(folder: Path, result: Shrunk) -> None:
-    """The winner with its record and recipe, and the result; the study stays."""
-    _keep(folder, [] if result.best is None else [result.best.timed.outcome])
-    document = {"schema": "onnxcomp/shrink/1", **result.to_json()}
-    models.write_file(folder / "shrink.json", documents.to_text(document).encode(), force=True)
-
-
-def _keep(folder: Path, best: Sequence[Outcome]) -> None:
-    """Copy the files of the best, where there is one, in place of those of an earlier run."""
-    for old in (*folder.glob("best.onnx*"), folder / "recipe.toml", folder / "shrink.json"):
-        old.unlink(missing_ok=True)
-    for one in best:
-        assert one.path is not None
-        made = Path(one.path).parent
-        try:
-            for file in (*made.glob("best.onnx*"), made / "recipe.toml"):
-                shutil.copy2(file, folder / file.name)
-        except OSError as error:
-            raise from_os_error(error, folder) from error
+def _tunable(wish: Wanted, *, tune: bool) -> bool:
+    return tune and wish.provider == "cpu" and wish.minimize == "latency"

@@ -27,7 +27,7 @@ _OF_EVAL = {"selection": 0.4, "test": 0.6}
 _MOST_TO_SELECT = 4000
 
 #: fewer cannot be divided
-_FEWEST = 30
+_FEWEST = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def divide(
         eval_data: samples that choose and judge; `data` then only calibrates and trains.
         folder: made; whole or not at all.
 
-    Raises DataError for random data, samples that do not fit, fewer than 30 in a source that is divided, and a
+    Raises DataError for random data, samples that do not fit, fewer than 20 in a source that is divided, and a
     folder that holds others.
     """
     inputs = models.signature(models.load(model)).inputs

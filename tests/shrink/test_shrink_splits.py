@@ -72,8 +72,8 @@ def test_a_resumed_run_must_have_the_same_samples(tmp_path, model):
 
 
 def test_few_or_random_samples_are_refused(tmp_path, model):
-    with pytest.raises(DataError, match="29 samples cannot be divided"):
-        divide(model, npz(tmp_path / "d.npz", 29), None, tmp_path / "p")
+    with pytest.raises(DataError, match="19 samples cannot be divided"):
+        divide(model, npz(tmp_path / "d.npz", 19), None, tmp_path / "p")
     with pytest.raises(DataError, match="needs real data"):
         divide(model, "random:100", None, tmp_path / "p")
     assert not (tmp_path / "p").exists()
