@@ -87,7 +87,11 @@ class _Configuration:
     shape: Mapping[str, int]
     feeds: Feeds
     entry: Entry
-    label: str
+
+    @property
+    def name(self) -> str:
+        """With the model."""
+        return f"{self.model}, {self.entry.arm.name}"
 
 
 def measure(
@@ -156,15 +160,15 @@ def _configurations(jobs: Sequence[Job], axes: Axes) -> list[_Configuration]:
         feeds = fed[key]
         for settings in axes.settings(job.settings, job.provider):
             for path, name in zip(job.paths, job.names, strict=True):
-                label = _label(name, job, shape, settings)
-                arm = Arm(name=label, path=path, settings=settings, provider=job.provider, bind=job.bind)
+                words = _words(job, shape, settings)
+                arm = Arm(name=words, path=path, settings=settings, provider=job.provider, bind=job.bind)
                 entry = Entry(arm, feeds.arrays, feeds.samples)
-                found.append(_Configuration(name, job.setting(feeds), settings, shape, feeds, entry, label))
+                found.append(_Configuration(name, job.setting(feeds), settings, shape, feeds, entry))
     return found
 
 
-def _label(name: str, job: Job, shape: Mapping[str, int], settings: SessionSettings) -> str:
-    parts = [name, job.provider, f"batch {job.batch}", *(f"{axis}={size}" for axis, size in shape.items())]
+def _words(job: Job, shape: Mapping[str, int], settings: SessionSettings) -> str:
+    parts = [job.provider, f"batch {job.batch}", *(f"{axis}={size}" for axis, size in shape.items())]
     parts.append(f"threads {settings.threads}")
     if settings.threads != 1:
         parts.append("spinning" if settings.spinning else "no spinning")
@@ -210,9 +214,9 @@ def _results(
             feeds=one.feeds,
             blocks=tuple(field.blocks(index)),
             refined=index in refined,
-            label=one.label,
+            configuration=one.entry.arm.name,
             front=rival is None,
-            dominated_by=None if rival is None else configurations[rival].label,
+            dominated_by=None if rival is None else configurations[rival].name,
             front_p99=tails[index],
             aa=aa,
         )

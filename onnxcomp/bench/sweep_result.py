@@ -31,9 +31,11 @@ class SweepResult:
     - `cpu_ms_per_sample`, `samples_per_core_second`: {value, low, high}: CPU time of all threads by samples,
       and its inverse, the throughput per core;
     - `front`: true where no configuration of the same provider and shape has a lower p50 at no more CPU time a
-      sample, or the other way round, beyond the noise; `dominated_by`: the label of one that has, or null;
+      sample, or the other way round, beyond the noise; `dominated_by`: one that has, 'MODEL, CONFIGURATION', or
+      null;
     - `front_p99`: the same for p99 and without intervals; null where p99 is not estimable;
-    - `label`, `rounds`, `runs`, `refined` (whether it was measured beyond the screening), `contention`;
+    - `configuration`: the setting in words; `rounds`, `runs`, `contention`; `refined`: whether it was measured
+      beyond the screening;
     - `aa`: {ratio, low, high, ok}: p50 of a clone of the first configuration by that of its original, the same
       in every row: where it is not ok, the whole sweep is in doubt.
     """
@@ -45,7 +47,7 @@ class SweepResult:
     feeds: Feeds
     blocks: tuple[Block, ...]
     refined: bool
-    label: str
+    configuration: str
     front: bool
     dominated_by: str | None
     front_p99: bool | None
@@ -57,7 +59,7 @@ class SweepResult:
         return sum(sum(b.wall_ns) for b in self.blocks) / max(sum(sum(b.cpu_ns) for b in self.blocks), 1)
 
     def to_json(self, *, samples: bool = True) -> dict[str, Any]:
-        """The object under `results`; `samples` adds every run of every round."""
+        """The object under `results`; `samples` adds every run; each round was a session."""
         wall = pooled(self.blocks) / 1e6
         rate = _over_rounds(self.blocks, lambda b: b.samples * len(b.wall_ns) / sum(b.wall_ns) * 1e9)
         per_core = _over_rounds(self.blocks, lambda b: 1e9 / b.cpu_per_sample_ns)
@@ -67,7 +69,7 @@ class SweepResult:
             "shape": dict(self.shape),
             "spinning": self.settings.spinning,
             "optimization": self.settings.optimization,
-            "label": self.label,
+            "configuration": self.configuration,
             "latency_ms": {name: statistics.percentile(wall, share).to_json() for name, share in PERCENTILES},
             "throughput": rate.value,
             "throughput_interval": {"low": rate.low, "high": rate.high},
@@ -86,7 +88,11 @@ class SweepResult:
             "feeds": self.feeds.to_json(),
         }
         if samples:
-            out["samples"] = [{"wall_ns": list(b.wall_ns), "cpu_ns": list(b.cpu_ns)} for b in self.blocks]
+            out["samples"] = {
+                "wall_ns": [ns for b in self.blocks for ns in b.wall_ns],
+                "cpu_ns": [ns for b in self.blocks for ns in b.cpu_ns],
+                "per_session": [len(b.wall_ns) for b in self.blocks],
+            }
         return out
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.bench import bench, field
+from onnxcomp.bench.baseline import gate
 from onnxcomp.bench.field import Block
 from onnxcomp.errors import UsageError
 from onnxcomp.report import tables
@@ -88,7 +89,8 @@ def test_a_real_sweep_over_shapes(tmp_path, capsys):
         (2, 2, False),
     ]
     assert any(r["front"] for r in out["results"])
-    assert all(len(r["samples"]) == r["rounds"] >= 3 for r in out["results"])
+    assert all(len(r["samples"]["per_session"]) == r["rounds"] >= 3 for r in out["results"])
+    assert all(sum(r["samples"]["per_session"]) == len(r["samples"]["wall_ns"]) for r in out["results"])
     assert "samples" not in benchmark.to_json(samples=False)["results"][0]
     tables.benchmark(out)
     shown = capsys.readouterr().out
@@ -119,3 +121,14 @@ def test_shapes_have_fronts_of_their_own(tmp_path, known):
 def test_what_does_not_fit_together(model, options, text):
     with pytest.raises(UsageError, match=text):
         bench(model, seconds=0.1, **options)
+
+
+def test_a_stored_sweep_is_a_baseline(model, tmp_path):
+    stored = tmp_path / "run.json"
+    options = {"scenario": "sweep", "batch": [1, 2], "threads": [1, 2], "seed": 1}
+    document = {"schema": "onnxcomp/bench/1", **bench(model, seconds=0.2, **options).to_json()}
+    stored.write_text(json.dumps(document))
+    out = gate(model, stored, seconds=0.2, **options).to_json()
+    rows = out["baseline"]["rows"]
+    assert len(rows) == len({row["configuration"] for row in rows}) == 6
+    assert all(row["speedup"]["value"] > 0 for row in rows)

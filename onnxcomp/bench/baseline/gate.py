@@ -29,7 +29,7 @@ SESSIONS = 20
 _ROUNDS_SHARE = 0.7
 
 #: what must be the same in two rows, beside the model
-_KEYS = ("scenario", "provider", "batch", "threads", "workers", "kind", "page_cache")
+_KEYS = ("scenario", "provider", "batch", "threads", "workers", "kind", "page_cache", "configuration")
 
 
 def gate(
