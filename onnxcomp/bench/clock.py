@@ -15,11 +15,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tick:
-    """The duration of one run.
+class Tick(NamedTuple):
+    """The duration of one run; a tuple, since a frozen dataclass takes twice as long to make.
 
     Attributes:
         wall_ns: elapsed time.
