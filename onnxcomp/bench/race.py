@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,14 +29,25 @@ _JOINED = 5
 #: one-sided error rate at which a change promises a gain; the proof comes later
 _PROMISE = 0.1
 
+#: a single change that gains less than this share of the practical threshold is not worth a setting
+_LEAST = 0.5
+
 
 class Race:
     """The default settings, and candidates that drop out or are joined."""
 
     def __init__(
-        self, path: Path, feeds: Arrays, default: SessionSettings, candidates: Sequence[SessionSettings], seed: int
+        self,
+        path: Path,
+        feeds: Arrays,
+        default: SessionSettings,
+        candidates: Sequence[SessionSettings],
+        seed: int,
+        *,
+        delta: float,
     ) -> None:
         self.path, self.feeds, self.default, self.seed = path, feeds, default, seed
+        self.least = _LEAST * math.log1p(delta)
         arms = [Arm(name="", path=path, settings=one) for one in (default, *candidates)]
         self.clock = clock_of(arms)
         self.field = Field([Entry(arm, feeds) for arm in arms], seed=seed)
@@ -70,7 +82,8 @@ class Race:
             one = dataclasses.replace(change, gain=statistics.ratio_interval(logs), rounds=len(logs))
             measured.append(one)
             # a one-sided bound at this rate is the lower end of a two-sided one at twice the rate
-            if index in better and statistics.mean_interval(logs, 2 * _PROMISE).low > 0:
+            sure = index in better and statistics.mean_interval(logs, 2 * _PROMISE).low > 0
+            if sure and logs.mean() > self.least:
                 promising.append((float(logs.mean()), one))
         promising.sort(key=lambda pair: -pair[0])
         return measured, [change for _, change in promising]

@@ -60,11 +60,12 @@ def tune(
     begun = time.monotonic()
     default = SessionSettings(threads=threads[0])
     worker.report("tuning: which optimizers change the graph")
-    changes = _checked(path, feeds, default, _changes(path, default, threads))
-    race = Race(path, feeds, default, [c.settings for c in changes if c.refused is None], seed)
+    wanted = _outputs(path, default, feeds)
+    changes = _checked(path, feeds, wanted, _changes(path, default, threads))
+    race = Race(path, feeds, default, [c.settings for c in changes if c.refused is None], seed, delta=delta)
     changes, promising = race.run(changes, begun, seconds)
     winner, kept = race.join(promising, begun + (RACE + JOIN) * seconds)
-    difference = _difference(path, feeds, default, winner)
+    difference = _difference(path, feeds, wanted, winner)
     notes: list[str] = []
     if difference > TOLERANCE:
         notes.append(f"the changes together alter the outputs by {difference:.1e}: they are refused")
@@ -111,12 +112,12 @@ def _changes(path: Path, default: SessionSettings, threads: Sequence[int]) -> li
     return found
 
 
-def _checked(path: Path, feeds: Arrays, default: SessionSettings, changes: Sequence[Change]) -> list[Change]:
+def _checked(path: Path, feeds: Arrays, wanted: Sequence[object], changes: Sequence[Change]) -> list[Change]:
     """The changes, those refused whose outputs are not the default's."""
     out = []
     for change in changes:
         try:
-            difference = _difference(path, feeds, default, change.settings)
+            difference = _difference(path, feeds, wanted, change.settings)
         except OnnxcompError as error:
             out.append(dataclasses.replace(change, refused=error.message))
             continue
@@ -125,17 +126,15 @@ def _checked(path: Path, feeds: Arrays, default: SessionSettings, changes: Seque
     return out
 
 
-def _difference(path: Path, feeds: Arrays, default: SessionSettings, settings: SessionSettings) -> float:
+def _difference(path: Path, feeds: Arrays, wanted: Sequence[object], settings: SessionSettings) -> float:
     """Largest difference of any output, by the largest value of that output under the default settings."""
-    if settings == default:
-        return 0.0
-    first, second = (_outputs(path, one, feeds[:_CHECKED]) for one in (default, settings))
-    return max((_apart(a, b) for a, b in zip(first, second, strict=True)), default=0.0)
+    found = _outputs(path, settings, feeds)
+    return max((_apart(a, b) for a, b in zip(wanted, found, strict=True)), default=0.0)
 
 
 def _outputs(path: Path, settings: SessionSettings, feeds: Arrays) -> list[object]:
     calls = _arm(path, settings, "").calls(feeds)
-    return [value for call in calls for value in runner.outputs(call())]
+    return [value for call in calls[:_CHECKED] for value in runner.outputs(call())]
 
 
 def _apart(first: object, second: object) -> float:
