@@ -189,14 +189,15 @@ def limit(search: Search, slo_p99_ms: float, *, seed: int = 0) -> Estimate | Non
     """The rate whose p99 is the objective, in lines of many arrivals with the service times of the search.
 
     The highest rate that held is one whose upper bound holds for the few arrivals that there was time for, and
-    two searches may differ by a tenth from that alone. Here each run gives the times for which requests held a
-    worker, under real load; simulated arrivals in great number do the rest (`queueing.highest_rate`), so the luck
-    of the draw is gone. One number per run, each of fresh workers; the interval is over runs.
+    two searches may differ by a tenth from that alone. Here each run gives its service times under real load;
+    simulated arrivals in great number do the rest (`queueing.highest_rate`), so the luck of the draw is gone. One
+    number per run, each of fresh workers; the interval is over runs. Our own lateness, which only meets requests
+    that find a worker idle, is not in it.
 
     None for a search of one run, or where requests failed, or the service alone misses the objective.
     """
     runs = [traffic for traffic, _ in search.trials if not traffic.failed.any() and traffic.served]
-    found = [queueing.highest_rate(run.held_ms, slo_p99_ms, workers=run.workers, seed=seed) for run in runs]
+    found = [queueing.highest_rate(run.service_ms, slo_p99_ms, workers=run.workers, seed=seed) for run in runs]
     rates = [rate for rate in found if rate is not None]
     if len(rates) < 2 or len(rates) < len(search.trials):
         return None

@@ -100,12 +100,6 @@ class Traffic:
         return found
 
     @property
-    def held_ms(self) -> np.ndarray:
-        """From when a request was due and a worker free for it, to its answer: lateness and run."""
-        found: np.ndarray = self.lateness_ms + self.service_ms
-        return found
-
-    @property
     def seconds(self) -> float:
         """From the start to the last answer, or to the end of the run."""
         ends = [int(array.max()) for array in (self.ended_ns, self.due_ns[: self.served]) if len(array)]
