@@ -7,6 +7,7 @@ a closed loop never sees a queue.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics as plain
 import time
 from collections.abc import Callable, Sequence
@@ -156,14 +157,14 @@ def measure(
     ticks: list[Tick] = []
     reported = start
     with quiet():
-        while len(ticks) < max_runs:
+        for call in itertools.cycle(calls):
             now = time.monotonic()
-            if now - start >= seconds and len(ticks) >= 3:
+            if len(ticks) >= max_runs or (now - start >= seconds and len(ticks) >= 3):
                 break
             if progress is not None and now - reported > _REPORT_EVERY:
                 progress(min(max((now - start) / seconds, len(ticks) / max_runs), 1.0))
                 reported = now
-            ticks.append(clock.time(calls[len(ticks) % len(calls)]))
+            ticks.append(clock.time(call))
     return Latency(
         wall_ns=tuple(t.wall_ns for t in ticks),
         cpu_ns=tuple(t.cpu_ns for t in ticks),
