@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxcomp import documents, runtime, worker
+from onnxcomp import documents, memory, runtime, worker
 from onnxcomp import model as models
 from onnxcomp.check import Check, tolerance
 from onnxcomp.data import Batches
@@ -233,7 +233,7 @@ def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool
     if step.needs_data and context.data is None:
         raise DataError(f"{step.name} needs data", where="data", hint="give --data with real samples")
     start, noted = time.perf_counter(), len(context.notes)
-    _reset_peak()
+    memory.reset_peak()
     try:
         effect = step.apply(model, context)
     except OnnxcompError as error:
@@ -250,7 +250,7 @@ def _run(step: Pass, model: ir.Model, context: Context, *, allow_no_effect: bool
         step.name,
         step.options(),
         time.perf_counter() - start,
-        _peak_bytes(),
+        memory.measure().peak_bytes,
         effect.details,
         tuple(context.notes[noted:]),
     )
@@ -309,19 +309,3 @@ def _divide(
     calibration, judging = batches.split(1 - _HELD_OUT)
     about.update(calibration=calibration.samples, judged=judging.samples)
     return calibration, judging, about
-
-
-def _reset_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # the peak then counts from the start of the process
-
-
-def _peak_bytes() -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(found[0]) * 1024 if found else None

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from onnxcomp.data import mapped
 from onnxcomp.data.sources import LABELS, Shard, Source, from_arrays, open_source
 from onnxcomp.errors import DataError, UsageError, nearest
 from onnxcomp.model import InputSpec
+
+#: bytes that are read of a mapped file before they are given back
+_PAGES = 16 << 20
+
+#: bytes of selected samples that are copied out of a shard at a time
+_AT_ONCE = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +81,19 @@ class Batches:
         self.left_out = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        start = self.left_out = 0
+        for batch in self.views():
+            feeds = {
+                spec.name: _ready(batch.feeds[spec.name], None if spec.dtype == "string" else spec.dtype)
+                for spec in self.inputs
+            }
+            yield dataclasses.replace(batch, feeds=feeds)
+
+    def views(self) -> Iterator[Batch]:
+        """The batches as the source holds them: views of mapped files, unaligned, of other integer types.
+
+        Pages that were read of mapped files are given back as it goes on.
+        """
+        start = self.left_out = read = 0
         for shard in self._shards():
             plan = self._plan(shard)
             usable = plan.samples - plan.samples % plan.step if plan.fixed else plan.samples
@@ -86,7 +106,12 @@ class Batches:
                     for name, array in plan.arrays.items()
                 }
                 labels = None if plan.labels is None else plan.labels[low:high]
-                yield Batch(_contiguous(feeds), labels, start + low, high - low)
+                yield Batch(feeds, labels, start + low, high - low)
+                read += sum(array.nbytes for array in feeds.values())
+                if read > _PAGES:
+                    read = 0
+                    for array in plan.arrays.values():
+                        mapped.give_back(array)
             start += plan.samples
 
     @property
@@ -145,7 +170,8 @@ class Batches:
             for name in sorted(shard):
                 array = np.ascontiguousarray(shard[name])
                 digest.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
-                digest.update(array.tobytes() if array.dtype.kind != "O" else repr(array.tolist()).encode())
+                for piece in _pieces(array):
+                    digest.update(piece.tobytes() if array.dtype.kind != "O" else repr(piece.tolist()).encode())
         return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -164,10 +190,17 @@ class Batches:
         for shard in self.source:
             count = _count(shard, self.inputs, self.source.name)
             low, high = np.searchsorted(self._selection, [start, start + count])
-            if high > low:
-                rows = self._selection[low:high] - start
+            for at in range(low, high, step := self._most_rows(shard)):
+                rows = self._selection[at : min(at + step, high)] - start
                 yield {name: np.asarray(array)[rows] for name, array in shard.items()}
             start += count
+
+    def _most_rows(self, shard: Shard) -> int:
+        """Samples that are copied out of a shard at a time: full batches, where the model fixes their size."""
+        fixed = [spec.shape[0] for spec in self.inputs if spec.shape and isinstance(spec.shape[0], int)]
+        whole = math.lcm(*(size for size in fixed if size)) if fixed else 1
+        each = sum(array.nbytes for array in shard.values()) // max(len(shard[self.inputs[0].name]), 1)
+        return max(_AT_ONCE // max(each, 1) // whole, 1) * whole
 
     def _plan(self, shard: Shard) -> _Plan:
         """Check a shard against the inputs and decide how to cut it."""
@@ -175,7 +208,7 @@ class Batches:
         samples = _count(shard, self.inputs, name)
         arrays, whole, fixed = {}, {}, None
         for spec in self.inputs:
-            array = _fit_dtype(shard[spec.name], spec, name)
+            array = _fitting(shard[spec.name], spec, name)
             whole[spec.name] = _is_whole(array, spec, name)
             _check_shape(array, spec, name, whole=whole[spec.name])
             size = spec.shape[0] if spec.shape and not whole[spec.name] else None
@@ -247,8 +280,8 @@ def _count(shard: Shard, inputs: tuple[InputSpec, ...], source: str) -> int:
     return counts[names[0]]
 
 
-def _fit_dtype(array: np.ndarray, spec: InputSpec, source: str) -> np.ndarray:
-    """The array in the input's type: integers are cast when nothing is lost, nothing else is."""
+def _fitting(array: np.ndarray, spec: InputSpec, source: str) -> np.ndarray:
+    """The array, whose values the input's type holds: integers of another type are cast later, batch by batch."""
     have, where = str(array.dtype), f"{source}: {spec.name}"
     if spec.dtype == "string":
         if array.dtype.kind in "UO":
@@ -262,8 +295,8 @@ def _fit_dtype(array: np.ndarray, spec: InputSpec, source: str) -> np.ndarray:
         raise DataError(f"numpy has no type {spec.dtype}", where=where) from error
     if array.dtype.kind in "iu" and wanted.kind in "iu":
         limits = np.iinfo(wanted)
-        if array.size == 0 or (array.min() >= limits.min and array.max() <= limits.max):
-            return array.astype(wanted)
+        if all(piece.min() >= limits.min and piece.max() <= limits.max for piece in _pieces(array) if piece.size):
+            return array
         raise DataError(f"integers beyond the range of {spec.dtype}", where=where)
     raise DataError(
         f"the input takes {spec.dtype}, the array holds {have}",
@@ -303,5 +336,18 @@ def _show(shape: tuple[int | str | None, ...]) -> str:
     return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
 
 
-def _contiguous(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(array) if array.ndim else np.asarray(array) for name, array in feeds.items()}
+def _ready(array: np.ndarray, dtype: str | None) -> np.ndarray:
+    """In the input's type, contiguous and aligned, as native code wants it."""
+    made = np.require(array, None if str(array.dtype) == dtype else dtype, ("C", "A"))
+    return made if made.ndim == array.ndim else made.reshape(array.shape)
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in parts along its first axis; whole where it is not large."""
+    if array.ndim == 0 or array.nbytes <= _PAGES:
+        yield array
+        return
+    step = max(_PAGES // max(array.nbytes // len(array), 1), 1)
+    for low in range(0, len(array), step):
+        yield array[low : low + step]
+        mapped.give_back(array)

@@ -1,7 +1,8 @@
 """Where samples come from: files, folders of shards, functions, seeded noise.
 
 A source yields shards: dictionaries of arrays whose first axis counts samples, and `labels` where
-there are some. Only one shard is in memory at a time.
+there are some. Only one shard is in memory at a time; an `.npy`, and a large `.npz` that is not compressed, are
+mapped and need none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcomp.data import mapped
 from onnxcomp.data.noise import Whole, noise, noise_shape
 from onnxcomp.errors import DataError, LimitError, OnnxcompError, UsageError, from_os_error
 from onnxcomp.model import InputSpec
@@ -159,7 +161,8 @@ def _read(path: Path, inputs: tuple[InputSpec, ...]) -> Shard:
             return {inputs[0].name: np.load(path, mmap_mode="r", allow_pickle=False)}
         _refuse_bomb(path)
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            there = mapped.members(path, archive.zip)
+            return {name: there[name] if name in there else archive[name] for name in archive.files}
     except OSError as error:
         if error.errno in (None, errno.EINVAL):  # a seek to before the start
             raise DataError("the file is damaged", where=path) from error

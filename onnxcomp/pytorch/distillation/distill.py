@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcomp import documents, runtime
+from onnxcomp import documents, memory, runtime
 from onnxcomp import model as models
 from onnxcomp.errors import DataError, GateError, NoEffectError, UsageError
 from onnxcomp.evaluate.fidelity import Fidelity, compare_sessions
@@ -45,7 +45,8 @@ def distill(
     """Train `student` to answer as `teacher` does, and publish it with `OUTPUT.record.json` beside it.
 
     A part of the samples judges every epoch and never trains; the epoch that is best on it is the result. The
-    student as it came counts as epoch 0: when nothing is better, that is an error. All samples are held in memory.
+    student as it came counts as epoch 0: when nothing is better, that is an error. More than 1 GiB of samples stays
+    in files, mapped where an `.npy` or an uncompressed `.npz` holds them, else in a temporary one (TMPDIR).
 
     Under `torchrun`, `batch` is shared by all processes: what comes out is what one process makes with `accumulate`
     as many times as large, up to the order of sums, where no random numbers are drawn. BatchNormalization sees the
@@ -79,6 +80,7 @@ def distill(
         raise UsageError("--resume needs --checkpoint", hint="name the folder of the interrupted run")
     files = tuple(file for file in map(setup.onnx_file, (teacher, student)) if file is not None)
     ranks = from_environment()
+    memory.reset_peak()
     with joined(ranks, choose_device(settings, ranks)):
         if ranks.first:
             models.refuse_target(Path(output), force=force, inputs=files)
@@ -142,6 +144,7 @@ class _Publication:
             self._fidelity,
             {**lesson.samples.source, **counts},
             self._taught.seconds,
+            memory.measure().peak_bytes,
             tuple(self._warnings),
         )
         return documents.to_text({"schema": self._schema, **self._result.to_json()}).encode()

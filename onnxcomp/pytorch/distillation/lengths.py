@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcomp.data.unpadded import MASK, text_axes, text_lengths
 from onnxcomp.model import InputSpec
+from onnxcomp.pytorch.distillation.columns import Column
 
 #: lengths are rounded up to a multiple of this: fewer and larger runs, with little padding left
 _ROUNDED = 8
@@ -32,13 +33,15 @@ class Lengths:
     longest: int
 
     @classmethod
-    def of(cls, inputs: Sequence[InputSpec], arrays: Mapping[str, np.ndarray]) -> Self | None:
+    def of(cls, inputs: Sequence[InputSpec], arrays: Mapping[str, np.ndarray | Column]) -> Self | None:
         """None where the model takes no texts of any length, or the samples have one length."""
         axes = text_axes(inputs)
         if axes is None:
             return None
-        longest = arrays[MASK].shape[1]
-        each = np.minimum(-(-text_lengths(arrays[MASK]) // _ROUNDED) * _ROUNDED, longest)
+        mask = arrays[MASK]
+        longest = mask.shape[1]
+        found = np.concatenate([text_lengths(part) for part in (mask.parts if isinstance(mask, Column) else [mask])])
+        each = np.minimum(-(-found // _ROUNDED) * _ROUNDED, longest)
         return None if each.min() == longest else cls(each, axes, longest)
 
     def cut(self, arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ class Distilled:
             outputs cannot be compared one by one.
         data: where samples came from, and how many trained and judged.
         seconds: wall time of the training.
+        peak_bytes: most resident memory of this process; None where the system does not tell.
         warnings: what the user should know.
     """
 
@@ -44,6 +45,7 @@ class Distilled:
     fidelity: Fidelity | None
     data: Mapping[str, Any]
     seconds: float
+    peak_bytes: int | None
     warnings: tuple[str, ...]
 
     @property
@@ -57,7 +59,7 @@ class Distilled:
             "name": "distill",
             "options": self.settings.to_json(),
             "seconds": round(self.seconds, 3),
-            "peak_rss_bytes": None,
+            "peak_rss_bytes": self.peak_bytes,
             "effect": effect(self.trained, self.elements),
             "notes": [],
         }

@@ -1,4 +1,4 @@
-"""The samples of a training run in memory, their split, and their order in each epoch."""
+"""The samples of a training run, their split, and their order in each epoch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from onnxcomp import worker
 from onnxcomp.data import Batches
+from onnxcomp.data.sources import LABELS
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.model import InputSpec
+from onnxcomp.pytorch.distillation.columns import IN_MEMORY, Column, Keeper
 from onnxcomp.pytorch.distillation.lengths import Lengths
 
 Feeds = dict[str, np.ndarray]
 
 #: fewer samples neither train nor judge
 FEWEST = 10
+
+_TYPES = {"string": "object"}
 
 _READ = 1024  # samples that are read at a time
 
@@ -27,15 +32,15 @@ class Samples:
     """All samples.
 
     Attributes:
-        arrays: (samples, ...) by input name.
+        arrays: (samples, ...) by input name; in memory, or in files.
         labels: (samples, ...) or None.
         size: samples per run where the model fixes it, else None.
         source: where they come from, for records.
         lengths: of texts; None for samples of one shape.
     """
 
-    arrays: Mapping[str, np.ndarray]
-    labels: np.ndarray | None
+    arrays: Mapping[str, np.ndarray | Column]
+    labels: np.ndarray | Column | None
     size: int | None
     source: Mapping[str, Any]
     lengths: Lengths | None = None
@@ -46,7 +51,7 @@ class Samples:
     def feeds(self, rows: np.ndarray) -> Feeds:
         """Arrays for one run, by input name."""
         if self.size == 1:
-            return {name: array[rows[0], ...] for name, array in self.arrays.items()}
+            return {name: array[rows[:1]][0, ...] for name, array in self.arrays.items()}
         feeds = {name: array[rows] for name, array in self.arrays.items()}
         return feeds if self.lengths is None else self.lengths.cut(feeds, rows)
 
@@ -62,7 +67,7 @@ class Samples:
 
 
 def read(data: Batches | str | os.PathLike[str] | Mapping[str, np.ndarray], inputs: Sequence[InputSpec]) -> Samples:
-    """Every sample that `Batches` takes from the source.
+    """Every sample that `Batches` takes from the source; what is more than memory should hold stays in files.
 
     Raises DataError: noise, fewer than `FEWEST`, shards of different shapes, or batches for other inputs.
     """
@@ -83,19 +88,21 @@ def read(data: Batches | str | os.PathLike[str] | Mapping[str, np.ndarray], inpu
         )
     sizes = [next(iter(batches.in_batches_of(count))).samples for count in (2, 3)]
     size = sizes[0] if sizes[0] == sizes[1] else None
-    found: dict[str, list[np.ndarray]] = {spec.name: [] for spec in inputs}
-    labels = []
-    for batch in batches:
+    keeper, count, labelled = Keeper(IN_MEMORY), 0, True
+    for batch in batches.views():
+        worker.report("reading samples", count / batches.samples)
         for name, array in batch.feeds.items():
-            found[name].append(array[np.newaxis] if size == 1 else array)
-        labels.append(batch.labels)
+            keeper.keep(name, array[np.newaxis] if size == 1 else array)
+        labelled = labelled and batch.labels is not None
+        if batch.labels is not None:
+            keeper.keep(LABELS, batch.labels)
+        count += batch.samples
     try:
-        arrays = {name: np.concatenate(parts) for name, parts in found.items()}
-        known = [part for part in labels if part is not None]
-        together = np.concatenate(known) if known and len(known) == len(labels) else None
-    except ValueError as error:
-        raise DataError(f"shards of different shapes: {error}", where=batches.source.name) from error
-    return Samples(arrays, together, size, batches.to_json(), Lengths.of(inputs, arrays))
+        arrays = keeper.columns({spec.name: np.dtype(_TYPES.get(spec.dtype, spec.dtype)) for spec in inputs})
+    except DataError as error:
+        raise DataError(error.message, where=batches.source.name) from error
+    labels = arrays.pop(LABELS, None) if LABELS not in {spec.name for spec in inputs} else None
+    return Samples(arrays, labels if labelled else None, size, batches.to_json(), Lengths.of(inputs, arrays))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from onnxcomp import model as models
-from onnxcomp.data import Batches
-from onnxcomp.data.sources import from_arrays
+from onnxcomp.data import Batches, sources
 from onnxcomp.errors import DataError, UnsafeModelError, UsageError, nearest
 from onnxcomp.model import InputSpec
 from onnxcomp.passes.distill import Settings
@@ -36,6 +35,8 @@ _CALIBRATION = 512
 
 #: what files with pickles are called
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
+
+_READ = 256  # samples that are taken at a time
 
 _RUN = 64  # samples per run where nothing trains
 
@@ -68,9 +69,12 @@ def refuse_pickle(source: object) -> None:
 
 
 def batches(samples: Samples, rows: np.ndarray, inputs: Sequence[InputSpec]) -> Batches:
-    """Some of the samples for a run in ONNX Runtime."""
-    arrays = {name: array[rows] for name, array in samples.arrays.items()}
-    return Batches(from_arrays(arrays, samples.source["source"]), inputs, batch_size=_RUN)
+    """Some of the samples for a run in ONNX Runtime, taken from where they are as they are needed."""
+    step = _READ * (samples.size or 1)
+    parts = [rows[low : low + step] for low in range(0, len(rows), step)]
+    name = samples.source["source"]
+    source = sources.Source(name, lambda: ({n: array[part] for n, array in samples.arrays.items()} for part in parts))
+    return Batches(source, inputs, batch_size=_RUN)
 
 
 @dataclasses.dataclass(frozen=True)
