@@ -22,6 +22,7 @@ _PUBLIC: dict[str, str] = {
     "Interval": "onnxcomp.evaluate",
     "OnnxcompError": "onnxcomp.errors",
     "Optimized": "onnxcomp.pipeline",
+    "Plan": "onnxcomp.plan",
     "PruneMagnitude": "onnxcomp.passes",
     "QuantizeDynamic": "onnxcomp.passes",
     "QuantizeStatic": "onnxcomp.passes",
@@ -40,6 +41,7 @@ _PUBLIC: dict[str, str] = {
     "optimize": "onnxcomp.pipeline",
     "optimize_file": "onnxcomp.pipeline",
     "pack": "onnxcomp.pack",
+    "plan": "onnxcomp.plan",
     "read_settings": "onnxcomp.settings",
     "save": "onnxcomp.pipeline",
     "verify": "onnxcomp.pipeline",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from onnxcomp.pack import pack
     from onnxcomp.passes import PruneMagnitude, QuantizeDynamic, QuantizeStatic, Simplify, UpgradeOpset
     from onnxcomp.pipeline import Optimized, optimize, optimize_file, save, verify
+    from onnxcomp.plan import Plan, plan
     from onnxcomp.recipe import Recipe
     from onnxcomp.record import Record
     from onnxcomp.runtime import SessionSettings, open_session

@@ -62,6 +62,7 @@ LAYERS: dict[str, set[str]] = {
     "pytorch": {"torch", "transformers", "onnx_ir", "numpy", "safetensors"},
     "pack": {"onnx_ir", "onnxruntime", "numpy", "psutil"},
     "bench": {"onnxruntime", "onnx_ir", "numpy", "psutil", "scipy"},
+    "plan": {"numpy"},
     "shrink": {"optuna", "numpy"},
     "report": {"rich", "jinja2", "markupsafe", "matplotlib", "numpy"},
     "doctor": {"onnx_ir", "numpy", "psutil"},

@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "compare": "Measure how near a candidate's outputs are to a reference's.",
     "evaluate": "Judge a model against labels, with intervals.",
     "bench": "Measure latency; compare two or more models with a verdict.",
+    "plan": "Find how to serve models at a rate: workers, threads, machines, cost.",
     "pack": "Make a serving pack whose weights worker processes share.",
     "verify": "Check an output against its record.",
     "report": "Make one HTML page of results.",

@@ -145,6 +145,22 @@ def bench(
     return result
 
 
+def plan(models: Sequence[str], *, output: str | None = None, force: bool = False, **options: Any) -> Json:
+    """See `onnxcomp.plan`; the result is written to `output`, too."""
+    from pathlib import Path
+
+    from onnxcomp import documents
+    from onnxcomp.model import refuse_target, write_file
+    from onnxcomp.plan import plan as run
+
+    if output is not None:
+        refuse_target(Path(output), force=force, inputs=tuple(map(Path, models)))
+    result = run(models, **options).to_json()
+    if output is not None:
+        write_file(Path(output), documents.to_text({"schema": "onnxcomp/plan/1", **result}).encode(), force=force)
+    return result
+
+
 def pack(model: str, output: str, **options: Any) -> Json:
     """See `onnxcomp.pack`."""
     from onnxcomp.pack import pack as run

@@ -15,7 +15,7 @@ from onnxcomp.report import baseline, effects, placement, scenarios, stages, swe
 Json = Mapping[str, Any]
 
 _COLOURS = {"faster": "green", "slower": "red", "equivalent": "cyan", "undecided": "yellow"}
-_WORDS = ("workers", "against", "model", "why", "operator", "where", "change")  # columns of words
+_WORDS = ("workers", "configuration", "against", "model", "why", "operator", "where", "change")  # columns of words
 _MOST_OPS = 12
 _PIPE_WIDTH = 160  # a pipe has no width; do not cut numbers
 
