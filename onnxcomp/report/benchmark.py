@@ -15,6 +15,9 @@ from onnxcomp.report.section import Section, Table
 Json = Mapping[str, Any]
 Figure = tuple[str, Callable[[], str]]
 
+#: title of the section that says where it ran
+ENVIRONMENT = "Environment"
+
 #: series of one picture; more cannot be told apart
 _SERIES = 8
 
@@ -52,14 +55,14 @@ def sections(document: Json, *, pictured: bool = False) -> list[Section]:
 
 def labels(results: Sequence[Json]) -> list[str]:
     """The model's file of each row, and of its setting what the rows do not have in common."""
-    said: dict[str, Callable[[Json], str]] = {
-        "provider": lambda r: str(r["provider"]),
-        "batch": lambda r: f"batch {r['batch']}",
-        "threads": lambda r: f"threads {r['threads']}",
-        "workers": lambda r: f"{r['workers']} {r['kind']}" if r.get("workers") else "",
-        "page_cache": lambda r: f"{r['page_cache']} cache" if r.get("page_cache") else "",
-    }
-    varied = [tell for key, tell in said.items() if len({r.get(key) for r in results}) > 1]
+    said: tuple[Callable[[Json], str], ...] = (
+        lambda r: str(r["provider"]),
+        lambda r: f"batch {r['batch']}",
+        lambda r: f"threads {r['threads']}",
+        lambda r: f"{r['workers']} {r['kind']}" if r.get("workers") else "",
+        lambda r: f"{r['page_cache']} cache" if r.get("page_cache") else "",
+    )
+    varied = [tell for tell in said if len({tell(r) for r in results}) > 1]
     return [", ".join(filter(None, [_name(r["model"]), *(tell(r) for tell in varied)])) for r in results]
 
 
@@ -252,7 +255,7 @@ def _environment(found: Json) -> Section:
         ["packages", ", ".join(f"{k} {v}" for k, v in found["packages"].items())],
         ["Python", found["python"]],
     ]
-    return Section("Environment", "", (), [Table(["", ""], rows)])
+    return Section(ENVIRONMENT, "", (), [Table(["", ""], rows)])
 
 
 def _name(path: str) -> str:

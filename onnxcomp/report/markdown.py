@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from onnxcomp.report import sections
+from onnxcomp.report.benchmark import ENVIRONMENT
 from onnxcomp.report.section import Drawn, Table
 
 Json = Mapping[str, Any]
@@ -21,7 +22,8 @@ def build(documents: Sequence[Json], *, title: str = "onnxcomp report") -> str:
 
 
 def _section(section: Drawn) -> Iterator[str]:
-    yield from (f"## {_text(section.title)}", "")
+    folded = section.title == ENVIRONMENT  # long, and seldom read
+    yield from (f"<details><summary>{ENVIRONMENT}</summary>" if folded else f"## {_text(section.title)}", "")
     if section.lead:
         yield from (_text(section.lead), "")
     for table in section.tables:
@@ -29,6 +31,8 @@ def _section(section: Drawn) -> Iterator[str]:
     yield from (f"- {_text(note)}" for note in section.notes)
     if section.notes:
         yield ""
+    if folded:
+        yield from ("</details>", "")
 
 
 def _table(table: Table) -> Iterator[str]:
@@ -49,6 +53,5 @@ def _row(cells: Sequence[str]) -> str:
 def _text(text: str) -> str:
     """One line in which nothing of a model's names is markup, a mention or a link."""
     plain = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(text))
-    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
-    plain = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", plain)
-    return plain.replace("://", ":&#47;/")
+    plain = re.sub(r"([\\`*_|~#])", r"\\\1", plain).replace("](", "]\\(")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;").replace("://", ":&#47;/")

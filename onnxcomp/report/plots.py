@@ -97,7 +97,7 @@ def histograms(rows: Sequence[tuple[str, Sequence[int]]], *, label: str = "wall 
     """How often each latency (ns) came, one below the other on one axis, with median and p99 where there are enough."""
     import numpy as np
 
-    figure, found = canvas.axes(0.7 + 1.15 * len(rows), count=max(len(rows), 2))
+    figure, found = canvas.axes(0.7 + 1.35 * len(rows), count=max(len(rows), 2))
     cut = far(rows)
     for ax in found[len(rows) :]:
         figure.delaxes(ax)
@@ -114,7 +114,7 @@ def histograms(rows: Sequence[tuple[str, Sequence[int]]], *, label: str = "wall 
             marks += f", p99 {tail:.3g} ms"
             if tail <= cut:
                 ax.axvline(tail, color=canvas.INK, lw=1.1, ls=(0, (2, 2)))
-        ax.set_title(f"{canvas.short(name, 34)}: {marks}", loc="left", fontsize=10, color=canvas.INK)
+        ax.set_title(f"{canvas.short(name)}\n{marks}", loc="left", fontsize=10, color=canvas.INK)
         ax.set_ylabel("% of runs", color=canvas.INK)
         ax.tick_params(labelbottom=i == len(rows) - 1)
     last = found[len(rows) - 1]

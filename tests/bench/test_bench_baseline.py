@@ -113,6 +113,14 @@ def test_cold_starts_throughput_and_workers_count_processes_and_rounds():
         assert found.counts == (3, 3)
 
 
+def test_a_sweep_counts_its_rounds():
+    blocks = [{"cpu_ns": [ns] * 5, "wall_ns": [3 * ns] * 5} for ns in (100, 110, 121)]
+    row = latency_row([], scenario="sweep", shape={"n": 4}, spinning=False, optimization="all")
+    found = stored.compare({**row, "samples": blocks}, {**row, "samples": [blocks[0]] * 3})
+    assert found.speedup.value == pytest.approx(1.1)
+    assert found.counts == (3, 3)
+
+
 def server(best, failed, **more):
     return latency_row([], scenario="server", rate=best, slo={"p99_ms": 5.0, "highest_rate": best},
                        search={"failed_rate": failed}, **more)  # fmt: skip

@@ -15,7 +15,7 @@ from onnxcomp.bench.job import Job
 from onnxcomp.bench.scenario import ModelPath, bench
 from onnxcomp.bench.statistics import Estimate
 from onnxcomp.errors import DataError, OnnxcompError, UsageError
-from onnxcomp.runtime import SessionSettings
+from onnxcomp.settings import taken
 
 Json = Mapping[str, Any]
 
@@ -29,7 +29,10 @@ SESSIONS = 20
 _ROUNDS_SHARE = 0.7
 
 #: what must be the same in two rows, beside the model
-_KEYS = ("scenario", "provider", "batch", "threads", "workers", "kind", "page_cache", "configuration")
+_KEYS = (
+    "scenario", "provider", "batch", "threads", "workers", "kind", "page_cache", "configuration", "shape", "spinning",
+    "optimization",
+)  # fmt: skip
 
 
 def gate(
@@ -64,7 +67,8 @@ def gate(
     before = _read(Path(baseline))
     scenario = options.get("scenario", "latency")
     found = {m["path"]: interleaved.locate(m, Path(baseline).parent) for m in before["models"]}
-    share = 1 - _ROUNDS_SHARE if scenario == "latency" and any(found.values()) else 1.0
+    side_by_side = scenario == "latency" and not options.get("cuda_graph")
+    share = 1 - _ROUNDS_SHARE if side_by_side and any(found.values()) else 1.0
     measured = bench(models, seconds=share * seconds, sessions=sessions if scenario == "latency" else 1, **options)
     now = {"models": [], **measured.to_json()}
     differences = (*surroundings.machine(before, now), *surroundings.session(before, now))
@@ -72,7 +76,7 @@ def gate(
     rows = []
     for place, (old, row) in enumerate(pairs):
         file = found.get(old["model"])
-        if scenario == "latency" and file is not None and not surroundings.session(before, now):
+        if side_by_side and file is not None and not surroundings.session(before, now):
             job = _job(
                 file,
                 row,
@@ -108,7 +112,7 @@ def _matched(before: Json, now: Json) -> tuple[list[tuple[Json, Json]], list[Jso
 
 
 def _identity(row: Json, *, alone: bool) -> tuple[Any, ...]:
-    return ("" if alone else Path(row["model"]).name, *(row.get(key) for key in _KEYS))
+    return ("" if alone else Path(row["model"]).name, *(str(row.get(key)) for key in _KEYS))
 
 
 def _key(row: Json) -> Json:
@@ -157,7 +161,7 @@ def judge(speedup: Estimate, tolerance: float) -> tuple[str, tuple[str, ...]]:
 
 def _job(file: Path, row: Json, options: Mapping[str, Any], *, tolerance: float, seconds: float, seed: int) -> Job:
     """Baseline and candidate under the setting of a row."""
-    settings = options.get("settings") or SessionSettings()
+    settings, _ = taken(options.get("settings"))
     return Job(
         paths=(file, Path(row["model"])),
         names=(os.fspath(file), row["model"]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,16 +99,20 @@ def _series(row: Json) -> tuple[str, Callable[[Json], np.ndarray]]:
         return "samples per second", lambda r: 1 / np.asarray([t["runs_per_second"] for t in r["rounds"]])
     alone = row["provider"] == "cpu" and row["threads"] == 1
     clock = "cpu_ns" if alone else "wall_ns"
-    return (
-        f"lower quartile of the {'CPU' if alone else 'wall'} time of a run",
-        lambda r: _quartiles(r["samples"][clock], r["samples"]["per_session"]),
-    )
+    what = f"lower quartile of the {'CPU' if alone else 'wall'} time of a run"
+    if row["scenario"] == "sweep":  # one block a round, of a fresh session
+        return what, lambda r: np.asarray([_quartile(block[clock]) for block in r["samples"]])
+    return what, lambda r: _quartiles(r["samples"][clock], r["samples"]["per_session"])
 
 
 def _quartiles(samples: list[int], counts: list[int]) -> np.ndarray:
     """One per session: of what a machine does to times that are not paired, the lower quartile sees least."""
     parts = np.split(np.asarray(samples, dtype=np.float64), np.cumsum(counts)[:-1])
-    return np.asarray([np.quantile(np.maximum(part, 1.0), 0.25) for part in parts])
+    return np.asarray([_quartile(part) for part in parts])
+
+
+def _quartile(samples: Sequence[int] | np.ndarray) -> float:
+    return float(np.quantile(np.maximum(np.asarray(samples, dtype=np.float64), 1.0), 0.25))
 
 
 def _server(baseline: Json, now: Json) -> Found:

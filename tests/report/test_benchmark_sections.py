@@ -1,0 +1,92 @@
+"""Benchmarks on the page: the pictures of each scenario, the baseline, and a page that stays small."""
+
+from __future__ import annotations
+
+import re
+
+import bench_rows
+import pytest
+
+from onnxcomp.report import plots
+from onnxcomp.report.benchmark import labels
+from onnxcomp.report.page import build
+
+
+def pictures(page):
+    """What each picture is said to show."""
+    return [label.split(":")[0] for label in re.findall(r'<svg role="img" aria-label="([^"]*)"', page)]
+
+
+def drawn(page):
+    """All text in pictures."""
+    return " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", page))
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown", "words"),
+    [
+        ([bench_rows.latency()], ["histogram of wall latencies", "cumulative distribution of wall latencies"],
+         ["wall time of a run in ms", "% of runs at or below", "p99"]),
+        ([bench_rows.cold()], ["ms from process start to first output, medians"],
+         ["start and imports", "load", "first run", "303 ms"]),
+        ([bench_rows.server()],
+         ["p99 over the rate of requests", "histogram of wall latencies", "cumulative distribution of wall latencies"],
+         ["requests a second", "p99 in ms", "objective: p99 within 7 ms", "ms from when a request was due"]),
+        (bench_rows.throughput(), ["p99 of a run in ms over samples a second"], ["1/1/1", "4/1/1", "16/1/1"]),
+        (bench_rows.workers(), ["memory (PSS) of all together in MB"],
+         ["net.onnx, 1 process", "net.onnx, 4 on a pack", "anonymous", "mapped files", "50 MB"]),
+        (bench_rows.sweep(), ["CPU ms a sample over p50 of a run in ms"], ["net.onnx (front)", "1/2s", "8/1"]),
+    ],
+)  # fmt: skip
+def test_each_scenario_has_its_pictures(rows, shown, words):
+    page = build([bench_rows.document(*rows)])
+    assert pictures(page) == shown
+    text = drawn(page)
+    for word in words:
+        assert word in text
+
+
+def test_axes_of_a_wide_range_have_plain_numbers():
+    rows = bench_rows.throughput()
+    rows[0]["latency_ms"]["p99"] = bench_rows.percentile(0.05)
+    text = drawn(build([bench_rows.document(*rows)]))
+    assert "mathdefault" not in text
+    assert re.search(r"\b0\.1\b", text)
+
+
+def test_the_baseline_stands_first_with_its_verdict():
+    page = build([bench_rows.document(bench_rows.latency(), baseline=bench_rows.gated())])
+    assert pictures(page)[0] == "speedup against the baseline"
+    assert "Slower than the baseline, beyond the noise (tolerance 2.0 %)." in page
+    assert '<td class="regression short">regression</td>' in page
+    for shown in ("0.913x [0.902, 0.924]", "stored: indicative", "20, 19", "only in the baseline: other.onnx"):
+        assert shown in page
+    undecided = build([bench_rows.document(bench_rows.latency(), baseline=bench_rows.gated("undecided"))])
+    assert "why it is so" in undecided
+
+
+def test_labels_say_what_rows_do_not_share():
+    rows = [bench_rows.row("latency", batch=b, threads=t) for b, t in ((1, 1), (8, 1))]
+    assert labels(rows) == ["net.onnx, batch 1", "net.onnx, batch 8"]
+    assert labels(bench_rows.workers()[1:3]) == ["net.onnx, 4 processes", "net.onnx, 4 threads"]
+    assert labels(rows[:1]) == ["net.onnx"]
+
+
+def test_ten_thousand_samples_stay_below_300_kb():
+    rows = [bench_rows.latency(10_000, f"/m/net{i}.onnx") for i in range(4)]
+    page = build([bench_rows.document(*rows)])
+    assert len(page.encode()) <= 300_000
+    assert "net3.onnx" in drawn(page)
+
+
+def test_results_of_one_machine_name_it_once():
+    page = build([bench_rows.document(bench_rows.latency()), bench_rows.document(bench_rows.cold())])
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Latency", "Environment", "Cold start"]
+
+
+def test_the_tail_is_cut_and_counted():
+    row = bench_rows.latency(100)
+    row["samples"]["wall_ns"] = [1_000_000] * 97 + [50_000_000] * 3
+    page = build([bench_rows.document(row)])
+    assert "(3 of 100 beyond)" in drawn(page)
+    assert plots.far([("net", row["samples"]["wall_ns"])]) == pytest.approx(3.0)
