@@ -130,8 +130,10 @@ def command(
     several models.
 
     With --scenario server, requests arrive at random (Poisson) at --rate, whether or not a worker
-    is free, and latency counts from when each was due. Exit code 5: --slo-p99 is missed; 9: the
-    run was too short, or the machine too busy, to tell. The result is printed in any case.
+    is free, and latency counts from when each was due. Several models are also compared, in rounds
+    of the same arrivals; without --rate by the rates that their run times promise. Exit code 5: --slo-p99
+    is missed; 9: the run was too short, or the machine too busy, to tell. The result is printed in
+    any case.
 
     With --baseline, each row is judged by the stored row of the same model, scenario and setting:
     side by side in interleaved rounds where the baseline's model file is still there, byte for

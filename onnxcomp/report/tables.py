@@ -270,6 +270,8 @@ def verdicts(comparison: Sequence[Json]) -> None:
             f"{control['ratio']:.3f} {'ok' if control['ok'] else 'failed'}",
         )
     _print(table)
+    for what in dict.fromkeys(row["what"] for row in comparison if "what" in row):
+        _print(f"  compared: {what}; less is better")
     for row in comparison:
         for reason in row.get("reasons", ()):
             _print(f"  {row['candidate']}: {reason}")
