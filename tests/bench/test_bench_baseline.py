@@ -114,9 +114,12 @@ def test_cold_starts_throughput_and_workers_count_processes_and_rounds():
 
 
 def test_a_sweep_counts_its_rounds():
-    blocks = [{"cpu_ns": [ns] * 5, "wall_ns": [3 * ns] * 5} for ns in (100, 110, 121)]
+    def samples(*blocks):
+        runs = [ns for ns in blocks for _ in range(5)]
+        return {"cpu_ns": runs, "wall_ns": [3 * ns for ns in runs], "per_session": [5] * len(blocks)}
+
     row = latency_row([], scenario="sweep", shape={"n": 4}, spinning=False, optimization="all")
-    found = stored.compare({**row, "samples": blocks}, {**row, "samples": [blocks[0]] * 3})
+    found = stored.compare({**row, "samples": samples(100, 110, 121)}, {**row, "samples": samples(100, 100, 100)})
     assert found.speedup.value == pytest.approx(1.1)
     assert found.counts == (3, 3)
 

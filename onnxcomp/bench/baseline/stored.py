@@ -100,8 +100,6 @@ def _series(row: Json) -> tuple[str, Callable[[Json], np.ndarray]]:
     alone = row["provider"] == "cpu" and row["threads"] == 1
     clock = "cpu_ns" if alone else "wall_ns"
     what = f"lower quartile of the {'CPU' if alone else 'wall'} time of a run"
-    if row["scenario"] == "sweep":  # one block a round, of a fresh session
-        return what, lambda r: np.asarray([_quartile(block[clock]) for block in r["samples"]])
     return what, lambda r: _quartiles(r["samples"][clock], r["samples"]["per_session"])
 
 
