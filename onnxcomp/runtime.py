@@ -31,7 +31,7 @@ from onnxcomp.errors import (
 from onnxcomp.model import InputSpec, Signature
 from onnxcomp.settings import CONFIG_KEYS, OPTIMIZERS, SessionSettings, session_options
 from onnxcomp.settings.host import cpu_flags
-from onnxcomp.settings.libraries import preload
+from onnxcomp.settings.libraries import missing, preload
 
 try:
     import onnxruntime as ort
@@ -200,8 +200,10 @@ def _open(file: Path, provider: str, options: ort.SessionOptions, settings: Sess
             ) from error
         raise translate(error, file, running=False) from error
     if session.get_providers()[0] != wanted[0]:
+        loader = missing(wanted[0])
         raise ProviderError(
-            f"ORT did not use {wanted[0]}, it fell back to {session.get_providers()[0]}",
+            f"ORT did not use {wanted[0]}, it fell back to {session.get_providers()[0]}"
+            + (f": {loader}" if loader else ""),
             where=file,
             hint="run 'onnxcomp doctor'",
         )
