@@ -11,7 +11,7 @@ from onnxcomp.report.scenarios import Grid
 
 Json = Mapping[str, Any]
 
-_HEAD = ("model", "setting", "against the baseline", "gate", "measured", "sessions")
+_HEAD = ("model", "gate", "speedup", "setting", "measured", "sessions")
 
 
 def grid(found: Json) -> Grid:
@@ -19,9 +19,9 @@ def grid(found: Json) -> Grid:
     rows = [
         [
             name(row),
-            setting(row),
-            "-" if row["speedup"] is None else text.ratio(row["speedup"], digits=3),
             row["verdict"],
+            "-" if row["speedup"] is None else text.ratio(row["speedup"], digits=3),
+            setting(row),
             "side by side" if not row["indicative"] else f"{row['what']}, stored: indicative",
             "-" if row["sessions"] is None else f"{row['sessions'][0]}, {row['sessions'][1]}",
         ]
@@ -33,7 +33,9 @@ def grid(found: Json) -> Grid:
 def title(found: Json) -> str:
     """What the gate asks."""
     allowed = text.percent(found["tolerance"], 1)
-    return f"baseline {PurePath(found['path']).name}: speedup [95 % interval], a slowdown of {allowed} passes"
+    return (
+        f"baseline {PurePath(found['path']).name}: speedup against it [95 % interval]; a slowdown of {allowed} passes"
+    )
 
 
 def lead(found: Json) -> str:

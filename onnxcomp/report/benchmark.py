@@ -85,7 +85,7 @@ def _gated(gate: Json | None) -> list[Figure]:
         return []
     draw = partial(
         plots.intervals,
-        [(f"{baseline.name(r)}, {baseline.setting(r)}", r["speedup"]) for r in rows],
+        list(zip(labels(rows), (r["speedup"] for r in rows), strict=True)),
         label="speedup against the baseline",
         line=1.0,
         band=(1 / (1 + gate["tolerance"]), 1 + gate["tolerance"]),

@@ -43,8 +43,14 @@ def pyplot() -> Any:
     return plt
 
 
-def axes(height: float, *, count: int = 1) -> tuple[Any, Any]:
-    """(figure, axes) without a frame around; `count` axes stand above each other on one x axis."""
+def axes(height: float) -> tuple[Any, Any]:
+    """(figure, axes) without a frame around."""
+    figure, (found,) = panels(height, 1)
+    return figure, found
+
+
+def panels(height: float, count: int) -> tuple[Any, list[Any]]:
+    """(figure, axes above each other that share the x axis)."""
     figure, found = pyplot().subplots(
         count, 1, figsize=(WIDTH, height), layout="constrained", sharex=True, squeeze=False
     )
@@ -56,7 +62,7 @@ def axes(height: float, *, count: int = 1) -> tuple[Any, Any]:
         one.tick_params(colors=INK, length=3, color=SOFT)
         one.grid(color=GRID, lw=0.8)
         one.set_axisbelow(True)
-    return figure, found[0, 0] if count == 1 else list(found[:, 0])
+    return figure, list(found[:, 0])
 
 
 def rows(ax: Any, names: Sequence[str], label: str) -> None:

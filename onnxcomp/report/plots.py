@@ -17,7 +17,12 @@ COLOURS = {
     "undecided": "#6b5b8a",
     "passed": "#00714d",
     "regression": "#b84a00",
+    "met": "#00714d",
+    "missed": "#b84a00",
 }
+
+#: an interval is drawn to so many times the largest value; an arrow says that it goes on
+_REACH = 4
 
 #: of points of a cumulative curve that are drawn: more than a screen shows
 _CURVE = 240
@@ -42,11 +47,15 @@ def intervals(
         ax.axvspan(*band, color=canvas.SERIES[0], alpha=0.13, lw=0)
     if line is not None:
         ax.axvline(line, color=canvas.SOFT, lw=1, ls=(0, (4, 3)))
+    reach = _REACH * max(abs(scale * found["value"]) for _, found in rows)
     for i, (_, found) in enumerate(rows):
         value, low, high = (scale * found[k] for k in ("value", "low", "high"))
         colour = COLOURS[verdicts[i]] if verdicts else canvas.SERIES[0]
-        ax.plot([low, high], [i, i], color=colour, lw=2.4, solid_capstyle="butt")
-        ax.plot([low, high], [i, i], "|", color=colour, ms=9, mew=1.6)
+        ends = (max(low, -reach), min(high, reach))
+        ax.plot(ends, [i, i], color=colour, lw=2.4, solid_capstyle="butt")
+        for end, arrow in zip(ends, "<>", strict=True):
+            beyond = 0 < reach <= abs(end)
+            ax.plot([end], [i], arrow if beyond else "|", color=colour, ms=7 if beyond else 9, mew=1.6)
         ax.plot([value], [i], "o", color=colour, ms=8, mec="white", mew=0.8)
     names = [name for name, _ in rows]
     canvas.rows(
@@ -97,10 +106,8 @@ def histograms(rows: Sequence[tuple[str, Sequence[int]]], *, label: str = "wall 
     """How often each latency (ns) came, one below the other on one axis, with median and p99 where there are enough."""
     import numpy as np
 
-    figure, found = canvas.axes(0.7 + 1.35 * len(rows), count=max(len(rows), 2))
+    figure, found = canvas.panels(0.75 + 1.4 * len(rows), len(rows))
     cut = far(rows)
-    for ax in found[len(rows) :]:
-        figure.delaxes(ax)
     for i, (name, ns) in enumerate(rows):
         ax = found[i]
         ms = np.asarray(ns, float) / 1e6
@@ -114,10 +121,12 @@ def histograms(rows: Sequence[tuple[str, Sequence[int]]], *, label: str = "wall 
             marks += f", p99 {tail:.3g} ms"
             if tail <= cut:
                 ax.axvline(tail, color=canvas.INK, lw=1.1, ls=(0, (2, 2)))
+        beyond = int(np.sum(ms > cut))
+        marks += f", {beyond} beyond" if beyond else ""
         ax.set_title(f"{canvas.short(name)}\n{marks}", loc="left", fontsize=10, color=canvas.INK)
         ax.set_ylabel("% of runs", color=canvas.INK)
         ax.tick_params(labelbottom=i == len(rows) - 1)
-    last = found[len(rows) - 1]
+    last = found[-1]
     last.set_xlim(0, cut)
     last.set_xlabel(label, color=canvas.INK)
     return canvas.svg(figure, "histogram of wall latencies")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError
-from onnxcomp.report import benchmark, effects, plots, stages, text
+from onnxcomp.report import benchmark, effects, planned, plots, stages, text
 from onnxcomp.report.section import Drawn, Section, Table
 
 Json = Mapping[str, Any]
@@ -160,6 +160,7 @@ _MAKERS: dict[str, Callable[[Json], list[Section]]] = {
     "prune": _record,
     "run": _record,
     "share": _record,
+    "plan": planned.sections,
 }
 
 #: verbs whose results have sections

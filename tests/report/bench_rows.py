@@ -102,3 +102,28 @@ def gated(verdict: str = "regression") -> Json:
         "path": "/ci/old.json", "tolerance": 0.02, "verdict": verdict, "differences": [], "rows": [found],
         "missing": [{"model": "/m/other.onnx", "scenario": "latency", "provider": "cpu", "batch": 8, "threads": 1}],
     }  # fmt: skip
+
+
+def plan() -> Json:
+    """One model, two options, the second of which was refused."""
+    option = {
+        "model": "/m/net.onnx", "kind": "processes", "workers": 2, "threads": 1, "batch": 1, "spinning": False,
+        "highest_rate": {"value": 310.0, "low": 250.0, "high": 9e6},
+        "need": {"machines": 1, "workers": 2, "extrapolated": False, "preview": {"p99_ms": 8.1}},
+        "verified": {"p99_ms": percentile(7.5)}, "verdict": "met", "refused": None,
+        "memory": {"pss_bytes": 50_000_000}, "cpu_seconds_per_request": 0.002,
+        "cost_per_million": results.interval(0.14, 0.01), "cost_per_million_at_full_use": None,
+    }  # fmt: skip
+    nothing = dict.fromkeys(("highest_rate", "need", "verified", "verdict", "cpu_seconds_per_request",
+                             "cost_per_million"))  # fmt: skip
+    refused = {**option, **nothing, "workers": 9, "memory": {"pss_bytes": None}, "refused": "only two cores"}
+    session = {"optimization": "all", "config": {}, "disabled_optimizers": []}
+    best = {**option, "machines": 1, "session": session, "pack_command": None}
+    return {
+        "schema": "onnxcomp/plan/1",
+        "objective": {"rate": 200.0, "slo_p99_ms": 10.0, "cores": 2},
+        "plans": [{"model": "/m/net.onnx", "options": [option, refused], "notes": ["a note"], "verdict": "met",
+                   "reason": "", "nearest": None}],
+        "comparison": [{"statement": "net needs 2 workers where other needs 4"}],
+        "best": best, "notes": [], "trust": results.bench()["trust"],
+    }  # fmt: skip

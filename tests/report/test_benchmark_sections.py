@@ -65,6 +65,21 @@ def test_the_baseline_stands_first_with_its_verdict():
     assert "why it is so" in undecided
 
 
+def test_a_plan_has_its_table_its_rates_and_its_start():
+    page = build([bench_rows.plan()])
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Plan: net.onnx", "What to start"]
+    assert pictures(page) == ["requests a second of one machine"]
+    assert '<td class="met short">met</td>' in page
+    for shown in (
+        "310 [250, 9,000,000]", "7.50 [6.75, 9.00]", "out of question: 9 processes: only two cores", "a note",
+        "net needs 2 workers where other needs 4. Trust in these timings: fair.",
+        "1 machine, each with 2 processes of /m/net.onnx (met)",
+    ):  # fmt: skip
+        assert shown in page
+    ticks = [float(text.replace(",", "")) for text in re.findall(r"<text[^>]*>([\d,.]+)</text>", page)]
+    assert max(ticks) <= 4 * 310
+
+
 def test_labels_say_what_rows_do_not_share():
     rows = [bench_rows.row("latency", batch=b, threads=t) for b, t in ((1, 1), (8, 1))]
     assert labels(rows) == ["net.onnx, batch 1", "net.onnx, batch 8"]
