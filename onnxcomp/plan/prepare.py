@@ -82,7 +82,7 @@ def servings(
         feeding: what is fed.
     """
     here = usable_cores()
-    feeds = {batch: feeding.feeds(served, session, batch) for batch, _ in feeding.sent}
+    feeds = {batch: feeding.feeds(served[:given], session, batch) for batch, _ in feeding.sent}
     found = []
     for index, one in enumerate(served):
         made = index >= given and one.plain is not None
