@@ -113,6 +113,11 @@ class Comparison:
         wall = sum(sum(map(sum, r.wall_ns)) for r in self.rounds)
         return wall / max(sum(sum(map(sum, r.cpu_ns)) for r in self.rounds), 1)
 
+    def _outliers(self, arm: int) -> int:
+        """Of the clock that decides, round by round; all of them are in the ratios."""
+        tables = [r.cpu_ns if self.clock == "thread" else r.wall_ns for r in self.rounds]
+        return sum(statistics.outliers(table[arm]) for table in tables)
+
     def _candidate(self, index: int) -> dict[str, Any]:
         logs = log_ratios(self.rounds, index, self.clock, self.overhead)
         wall, paired = (
@@ -131,6 +136,7 @@ class Comparison:
             "runs_per_round": self.plan.runs,
             "warm_up_per_round": self.plan.warm_up,
             "between_round_sd": float(logs.std(ddof=1)),
+            "outliers": {"reference": self._outliers(0), "candidate": self._outliers(index)},
             "round_ratios": [float(r) for r in np.exp(logs)],
             "seed": self.seed,
             "notes": list(self.plan.notes),

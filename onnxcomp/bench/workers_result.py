@@ -65,6 +65,7 @@ class WorkersResult:
             "throughput": rate.value,
             "throughput_interval": {"low": max(rate.low, 0.0), "high": rate.high},
             "runs": sum(t.runs for t in self.turns),
+            "outliers": statistics.outliers(wall),
             "cpu_ms_per_run": float(np.median([t.cpu_ns_per_run for t in self.turns])) / 1e6,
             "memory": {
                 **self._memory("ran").to_json(),

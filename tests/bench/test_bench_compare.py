@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -177,6 +178,17 @@ def test_the_reference_is_the_mean_of_itself_and_its_clone(clock):
     assert np.exp(comparing.log_ratios([one], -1, clock)) == pytest.approx([1.04**2])
 
 
+def test_outliers_of_the_deciding_clock_are_counted_round_by_round():
+    clock = PretendClock()
+    found, _ = run([1_000_000, 1_000_000])
+    steady = tuple(100 + i % 3 for i in range(40))
+    late = tuple(ns * (50 if i in (3, 9) else 1) for i, ns in enumerate(steady))
+    rounds = (one_round(steady, late, steady, wall=(late, steady, steady)),) * 2
+    for name, counts in (("thread", (0, 4)), ("wall", (4, 0))):
+        (entry,) = dataclasses.replace(found, rounds=rounds, clock=name, overhead=clock.overhead()).to_json()
+        assert entry["outliers"] == {"reference": counts[0], "candidate": counts[1]}
+
+
 def test_a_few_long_runs_do_not_move_a_round():
     steady = tuple(100 + i % 3 for i in range(40))
     late = tuple(ns * (50 if i % 7 == 3 else 1) for i, ns in enumerate(steady))
@@ -213,6 +225,7 @@ def test_json_has_the_contract_and_integers():
     assert set(entry["speedup"]) == {"value", "low", "high"}
     assert set(entry["aa"]) >= {"ratio", "ok"}
     assert len(entry["round_ratios"]) == entry["rounds"] == len(found.rounds)
+    assert entry["outliers"] == {"reference": 0, "candidate": 0}
     samples = found.samples_json()
     assert samples["arms"] == ["m0", "m1", "clone of the reference"]
     assert isinstance(samples["rounds"][0]["cpu_ns"][0][0], int)
