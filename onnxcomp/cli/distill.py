@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from typing import Any
 
 import click
 
 from onnxcomp.cli import shell as shells
-from onnxcomp.cli import work
+from onnxcomp.cli import torchrun, work
 from onnxcomp.cli.fields import given, pass_options
 from onnxcomp.cli.shell import Shell
 from onnxcomp.passes.distill import Settings
@@ -70,10 +68,8 @@ def command(shell: Shell, teacher: str, student: str, data: str, output: str, **
 
     names = ("augment", "quantization_aware", "cache", "checkpoint", "resume", "tensorboard", "force")
     options = {name: values[name] for name in names} | given(values, Settings)  # type: ignore[arg-type]  # same
-    first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"  # as torchrun says
-    speaker = shell if first else dataclasses.replace(shell, quiet=True)
-    result = speaker.work(work.distill, teacher, student, data, output, **options)
-    if not first:
+    result = torchrun.speaker(shell).work(work.distill, teacher, student, data, output, **options)
+    if not torchrun.speaks():
         return
     for warning in result["warnings"]:
         shell.note(f"warning: {warning}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from onnxcomp.cli import passes as verbs
-from onnxcomp.cli import work
+from onnxcomp.cli import torchrun, work
 from onnxcomp.cli.shell import Shell
 
 
@@ -38,8 +38,11 @@ def command(shell: Shell, recipe: str, model: str, **values: Any) -> None:
 
     A recipe may train: its pass distill teaches what the passes before have left to answer as MODEL does. With
     --checkpoint an interruption costs at most a minute of the training; the other passes run again, and what they
-    leave must be what it was. Without, all is lost.
+    leave must be what it was. Without, all is lost. Under torchrun the first process runs the recipe, and the others
+    help where it trains.
     """
     names = ("eval", "metric", "checkpoint", "resume")
     options = {name: values[name] for name in names} | verbs.pipeline_options(shell, values)
-    verbs.finish(shell, shell.work(work.recipe, recipe, model, values["output"], **options))
+    result = torchrun.speaker(shell).work(work.recipe, recipe, model, values["output"], **options)
+    if torchrun.speaks():
+        verbs.finish(shell, result)

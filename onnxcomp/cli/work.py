@@ -5,6 +5,7 @@ The shell's process imports none of the heavy libraries; it passes names and pat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,18 @@ def recipe(path: str, model: str, output: str, **options: Any) -> Json:
     from onnxcomp.recipe import Recipe
 
     loaded = Recipe.load(path)
+    steps = with_torch(loaded.passes)
     options["allow_no_effect"] = options.get("allow_no_effect") or loaded.allow_no_effect
     options["calibration"] = loaded.calibration
-    return optimize_file(model, output, with_torch(loaded.passes), **options).to_json()
+
+    def run() -> Json:
+        return optimize_file(model, output, steps, **options).to_json()
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return run()
+    from onnxcomp.pytorch.distillation.together import together
+
+    return together(run, steps, options.get("data")) or {}
 
 
 def distill(teacher: str, student: str, data: str, output: str, **options: Any) -> Json:

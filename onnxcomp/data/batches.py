@@ -124,6 +124,11 @@ class Batches:
         return self._total
 
     @property
+    def selection(self) -> np.ndarray | None:
+        """Which samples of the source these are, in order; None: all."""
+        return self._selection
+
+    @property
     def labelled(self) -> bool:
         """Whether the first shard carries labels."""
         return any(LABELS in shard for shard in _first(self.source))

@@ -109,3 +109,33 @@ def test_torchrun_shares_the_command(folder, tmp_path):
     losses = [[entry["validation"]["loss"] for entry in document["history"]] for document in (together, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert together == json.loads((tmp_path / "out.onnx.record.json").read_text())
+
+
+RECIPE = """
+[[pass]]
+name = "prune-structured"
+sparsity = 0.5
+align = 4
+repair = "none"
+
+[[pass]]
+name = "distill"
+epochs = 2
+batch = 20
+lr = 0.02
+"""
+
+
+def test_torchrun_shares_a_recipe(folder, tmp_path):
+    """The first process prunes, speaks and publishes; one document."""
+    (tmp_path / "shrink.toml").write_text(RECIPE)
+    np.savez(tmp_path / "x.npz", x=np.load(folder / "data.npz")["x"])
+    arguments = ["run", tmp_path / "shrink.toml", folder / "teacher.onnx", "--data", tmp_path / "x.npz", "--json"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    line = [*torchrun, "onnxcomp", *map(str, arguments), "-o", str(tmp_path / "out.onnx")]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((tmp_path / "out.onnx.record.json").read_text())
+    assert [step["name"] for step in result["passes"]] == ["prune-structured", "distill"]
+    assert result["passes"][1]["effect"]["best_epoch"] > 0

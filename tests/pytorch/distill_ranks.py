@@ -18,13 +18,38 @@ import distill_samples
 import torch
 
 from onnxcomp.errors import DataError, OnnxcompError
-from onnxcomp.pytorch import distill
+from onnxcomp.pipeline import optimize_file
+from onnxcomp.pytorch import distill, with_torch
 from onnxcomp.pytorch.distillation import loop, state
 from onnxcomp.pytorch.distillation.ranks import from_environment, joined
 from onnxcomp.pytorch.distillation.setup import make_settings
 from onnxcomp.pytorch.distillation.teach import teach
+from onnxcomp.pytorch.distillation.together import together
+from onnxcomp.recipe import Recipe
 
 OPTIONS = {"epochs": 3, "batch": 20, "lr": 0.02, "hint": ["h=h"], "average": 0.9}
+
+
+RECIPE = """
+[[pass]]
+name = "prune-structured"
+sparsity = 0.5
+align = 4
+repair = "bias"
+
+[[pass]]
+name = "distill"
+epochs = 2
+batch = 20
+lr = 0.02
+
+[[pass]]
+name = "distill"
+quantization_aware = true
+epochs = 1
+batch = 20
+lr = 1e-3
+"""
 
 
 class StopError(Exception):
@@ -98,7 +123,24 @@ def failing(folder: Path) -> Any:
     return run(folder, "failing", augment=bad)
 
 
-CASES = (whole, uneven, resumed, statistics, failing)
+def stages(folder: Path) -> Any:
+    """A recipe: pruned, distilled, distilled in int8; the first process alone prunes and publishes."""
+    steps = with_torch(Recipe.parse(RECIPE).passes)
+    options = {"data": folder / "data.npz", "checkpoint": folder / f"kept_stages{os.environ['RANK']}"}
+    done = together(
+        lambda: optimize_file(folder / "teacher.onnx", folder / "stages.onnx", steps, **options), steps, options["data"]
+    )
+    return {"published": False} if done is None else {"published": True, **done.to_json()}
+
+
+def failing_stage(folder: Path) -> Any:
+    """The second pass is refused by the first process; the other waits for it."""
+    steps = with_torch(Recipe.parse(RECIPE.replace("epochs = 2", 'mask = "nothing"')).passes)
+    data = folder / "data.npz"
+    return together(lambda: optimize_file(folder / "teacher.onnx", folder / "no.onnx", steps, data=data), steps, data)
+
+
+CASES = (whole, uneven, resumed, statistics, failing, stages, failing_stage)
 
 
 def main() -> None:

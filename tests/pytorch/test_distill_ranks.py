@@ -18,10 +18,13 @@ import torch
 from onnx import numpy_helper
 
 from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.pipeline import optimize_file
+from onnxcomp.pytorch import with_torch
 from onnxcomp.pytorch.distillation import ranks as several
 from onnxcomp.pytorch.distillation.ranks import Ranks
 from onnxcomp.pytorch.distillation.samples import Samples, order
 from onnxcomp.pytorch.distillation.setup import make_settings
+from onnxcomp.recipe import Recipe
 
 COUNT = 2
 
@@ -110,6 +113,32 @@ def test_what_fails_in_one_ends_all(place):
     assert first == second
     assert (first["class"], first["message"], first["where"]) == ("DataError", "a sample is bad", "sample 7")
     assert not (place / "failing.onnx").exists()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_recipe_in_two_processes_is_that_of_one(place, tmp_path):
+    """Pruned once, trained twice together, published by the first: the same figures and weights."""
+    first, second = told(place, "stages")
+    assert second == {"published": False}
+    assert [path.name for path in place.glob("kept_stages*")] == ["kept_stages0"]
+    steps = with_torch(Recipe.parse(distill_ranks.RECIPE).passes)
+    alone = optimize_file(place / "teacher.onnx", tmp_path / "alone.onnx", steps, data=place / "data.npz").to_json()
+    for ours, theirs in zip(first["passes"], alone["passes"], strict=True):
+        assert ours["name"] == theirs["name"]
+        for one, other in zip(ours["effect"].get("history", ()), theirs["effect"].get("history", ()), strict=True):
+            assert one["validation"] == pytest.approx(other["validation"], rel=1e-4)
+    assert first["output"]["bytes"] == alone["output"]["bytes"]
+    expected = weights(tmp_path / "alone.onnx")
+    for name, array in weights(place / "stages.onnx").items():
+        if array.dtype == np.float32:
+            np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_what_fails_in_a_pass_ends_those_that_wait(place):
+    first, second = told(place, "failing_stage")
+    assert first["class"] == second["class"] == "UsageError"
+    assert first["message"] == second["message"] == "there is no such input"
+    assert not (place / "no.onnx").exists()
 
 
 @pytest.mark.parametrize(("batch", "ranks"), [(20, 2), (21, 2), (7, 3), (4, 4)])

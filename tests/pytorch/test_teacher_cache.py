@@ -19,6 +19,7 @@ from onnxcomp.pipeline import optimize_file
 from onnxcomp.pytorch.distillation.ahead import ahead
 from onnxcomp.pytorch.distillation.answers import Answers
 from onnxcomp.pytorch.distillation.cache import Cached
+from onnxcomp.pytorch.distillation.remembered import Remembered
 from onnxcomp.pytorch.distillation.teacher import OrtTeacher
 
 
@@ -251,3 +252,22 @@ def test_a_real_teacher_ahead_of_its_student(tmp_path, shared):
             for batch, found in ahead(cached, iter(batches)):
                 same(found, live.outputs(batch))
         assert (cached.usage.hits, cached.usage.misses) == (64, 64)
+
+
+def test_whole_batches_are_remembered_as_far_as_they_fit():
+    """By their bytes, order included; for a teacher of any kind."""
+    x, teacher = rows(), Counted(mixes=True)
+    remembered = Remembered(teacher, limit=2 * 4 * 7 * 4)  # two batches of 4 samples with 7 floats
+    parts = np.split(x, 3)
+    for _ in range(3):
+        for part in parts:
+            same(
+                remembered.outputs({"x": part.copy(), "labels": np.zeros(4)}), Counted(mixes=True).outputs({"x": part})
+            )
+    assert teacher.asked == [4] * 5  # the third batch each time
+    remembered.outputs({"x": parts[0][::-1].copy()})
+    remembered.outputs({"x": parts[0].astype(np.float64)})
+    assert teacher.asked == [4] * 7
+    with pytest.raises(KeyError):
+        remembered.outputs({"y": x})
+    assert (remembered.names, remembered.inputs, remembered.sha256) == (teacher.names, teacher.inputs, "a")

@@ -30,6 +30,7 @@ from onnxcomp.pytorch.distillation.goal import Judged, as_tensors, compares_clas
 from onnxcomp.pytorch.distillation.lesson import Lesson
 from onnxcomp.pytorch.distillation.optimizer import fill_optimizer, make_optimizer, optimizer_tensors
 from onnxcomp.pytorch.distillation.ranks import Ranks
+from onnxcomp.pytorch.distillation.remembered import Remembered
 from onnxcomp.pytorch.distillation.teacher import Feeds
 
 #: what `ahead` gives: feeds of a run, and the teacher's answers
@@ -97,6 +98,7 @@ class Training:
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         self._lesson, self._settings, self._module = lesson, lesson.settings, lesson.student.module
+        self._judge_of = Remembered(lesson.teacher)
         self._ranks = ranks
         self._checkpoints, self._watch = checkpoints, watch
         self._checkpoint_seconds, self._saved_at = checkpoint_seconds, time.monotonic()
@@ -239,7 +241,7 @@ class Training:
         judged, lesson = Judged(), self._lesson
         ours, theirs = lesson.judged
         parts = list(lesson.order.judged())
-        for rows, (feeds, answers) in zip(parts, ahead(lesson.teacher, map(lesson.samples.feeds, parts)), strict=True):
+        for rows, (feeds, answers) in zip(parts, ahead(self._judge_of, map(lesson.samples.feeds, parts)), strict=True):
             with torch.inference_mode():
                 loss, values, mask = self._loss(feeds, answers, rows)
                 judged.add(

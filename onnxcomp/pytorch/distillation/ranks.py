@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import os
 import time
@@ -163,8 +164,13 @@ def choose_device(settings: Settings, ranks: Ranks) -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
+def joined(ranks: Ranks, device: torch.device, *, patience: dt.timedelta | None = None) -> Iterator[None]:
     """All of them connected. The first OnnxcompError of any ends each, with that error.
+
+    Args:
+        ranks: this process, and how many there are.
+        device: where it computes.
+        patience: how long one waits for another that is alive; None: torch's half an hour.
 
     Raises WorkerCrashError where another process is gone without a word; UnsupportedError where they cannot connect.
     """
@@ -176,7 +182,13 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         store, _, _ = next(rendezvous("env://"))
-        dist.init_process_group(backend, store=PrefixStore("onnxcomp", store), rank=ranks.rank, world_size=ranks.count)
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("onnxcomp", store),
+            rank=ranks.rank,
+            world_size=ranks.count,
+            timeout=patience,
+        )
     except (RuntimeError, ValueError) as error:
         raise UnsupportedError(
             f"the processes cannot connect: {str(error).splitlines()[0]}",

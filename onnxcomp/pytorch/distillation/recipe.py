@@ -15,7 +15,7 @@ from onnxcomp.passes.distill import Settings
 from onnxcomp.pytorch.distillation.quantized import is_quantized
 from onnxcomp.pytorch.distillation.result import effect
 from onnxcomp.pytorch.distillation.students import trained_elements
-from onnxcomp.pytorch.distillation.teach import teach
+from onnxcomp.pytorch.distillation.together import Task, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,14 @@ class DistillWithTorch(Distill):
         if teacher is None or context.data is None:
             raise UsageError("distillation needs a teacher and samples", where=self.name)
         settings = Settings(**{field.name: getattr(self, field.name) for field in Settings.fields()})
-        taught = teach(
-            teacher,
-            model.clone(),
-            context.data,
+        task = Task(
+            str(teacher),
+            context.data.inputs,
+            context.data.selection,
             settings,
-            quantization_aware=self.quantization_aware,
-            checkpoint=context.checkpoint,
-            resume=context.resume,
+            self.quantization_aware,
         )
+        taught = train(task, model, context.data, checkpoint=context.checkpoint, resume=context.resume)
         student, made = taught.lesson.student, taught.guide.file
         quantized_now = self.quantization_aware and not is_quantized(model)
         if taught.trained.best == 0:

@@ -3,7 +3,8 @@
     Teacher (protocol)
     ├── OrtTeacher     a live session; nothing to switch off, no framework but ONNX Runtime's
     ├── TorchTeacher   a torch module, held in eval mode
-    └── Cached         any of these, its answers on disk (`cache.py`)
+    ├── Cached         any of these, its answers on disk (`cache.py`)
+    └── Remembered     any of these, its answers to whole batches in memory (`remembered.py`)
 
 Live is the default, as teacher and student should see the same view of a sample (Beyer et al. 2022,
 arXiv 2106.05237).
