@@ -138,6 +138,16 @@ def test_the_highest_rates_are_compared_within_their_brackets():
     assert "p99 within 5 ms, now 9 ms" in stored.compare(server(100.0, 105.0), other).reason
 
 
+def test_rates_of_the_long_run_come_before_brackets():
+    before, after = server(100.0, 105.0), server(80.0, 84.0)
+    before["slo"]["limit_rate"] = {"value": 200.0, "low": 190.0, "high": 210.0}
+    assert stored.compare(before, after).speedup.value == pytest.approx(0.8)  # the other has none
+    after["slo"]["limit_rate"] = {"value": 100.0, "low": 95.0, "high": 105.0}
+    found = stored.compare(before, after)
+    assert (found.speedup.low, found.speedup.value, found.speedup.high) == pytest.approx((95 / 210, 0.5, 105 / 190))
+    assert "long run" in found.what
+
+
 def test_at_a_fixed_rate_p50_is_compared():
     def at(rate, p50):
         p = {"estimable": True, "low": 0.9 * p50, "value": p50, "high": 1.1 * p50}
