@@ -19,7 +19,7 @@ from onnxcomp.bench.arms import Arm, Arrays
 from onnxcomp.bench.clock import clock_for, quiet
 
 #: runs of a block before it counts, and those that count: at least and at most
-_WARM, _FEWEST, _MOST = 3, 5, 500
+_WARM, _FEWEST, _MOST = 3, 3, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Block:
 
 
 def block(entry: Entry, seconds: float, offset: int) -> Block:
-    """Open a session, warm it up, and run for so many seconds: five runs at least, 500 at most."""
+    """Open a session, warm it up, and run for so many seconds: three runs at least, 500 at most."""
     calls = entry.arm.calls(entry.feeds)
     clock = clock_for(entry.arm.provider, entry.arm.settings.threads)
-    for turn in range(max(_WARM, min(len(calls), _FEWEST))):
+    for turn in range(_WARM):
         calls[turn % len(calls)]()
     wall: list[int] = []
     cpu: list[int] = []

@@ -51,7 +51,8 @@ def tune(
         path: an `.onnx` file.
         feeds: arrays by input name, one dictionary per run.
         threads: intra-op threads to choose from; the default settings have the first.
-        seconds: time budget; four rounds of every change and eight of the comparison are made in any case.
+        seconds: time budget; two rounds of every change, four more of the better half and eight of the
+            comparison are made in any case.
         seed: of all random orders.
         delta: a smaller relative gain is none.
 
