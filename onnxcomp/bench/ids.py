@@ -7,6 +7,7 @@ what only moves numbers (Cast, Unsqueeze, Where, ...), into subgraphs and local 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -57,7 +58,10 @@ def whole_numbers(paths: Sequence[str | os.PathLike[str]], inputs: Sequence[Inpu
     names = [spec.name for spec in inputs if spec.dtype in _INTEGERS]
     found: dict[str, Whole] = {name: Whole(mask=True) for name in names if "mask" in name.lower()}
     for path in paths if len(found) < len(names) else ():
-        reached = _Reach(models.load(path))
+        with warnings.catch_warnings():
+            # of a pack, whose weights lie packed beside the plain ones
+            warnings.filterwarnings("ignore", message="Ignoring unknown external data key")
+            reached = _Reach(models.load(path))
         for name in names:
             if name not in found or not found[name].mask:
                 one = reached.whole(name)

@@ -9,6 +9,7 @@ from onnxcomp.bench import bench, ids
 from onnxcomp.bench.feeds import make_feeds
 from onnxcomp.data import Whole
 from onnxcomp.model import InputSpec
+from onnxcomp.pack import pack
 from onnxcomp.runtime import open_session
 
 SIZE = 7
@@ -184,6 +185,22 @@ def test_the_smallest_table_of_all_models_counts(tmp_path):
     assert ids.whole_numbers(paths, open_session(paths[0]).signature.inputs) == {"i": Whole(below=10)}
     found = bench(paths[0], data="random:30", batch=40, seconds=0.05, max_runs=5)
     assert found.results[0].feeds.arrays[0]["i"].max() > 1
+
+
+def test_a_pack_is_read_like_its_model(tmp_path):
+    """Its weights have entries for their packed copies, of which onnx-ir warns."""
+    wide = numpy_helper.from_array(np.ones((2, 600), np.float32), "wide")
+    square = numpy_helper.from_array(np.ones((600, 600), np.float32), "square")
+    nodes = [
+        NODE("Gather", ["table", "i"], ["row"]),
+        NODE("MatMul", ["row", "wide"], ["a"]),
+        NODE("MatMul", ["a", "square"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, [wide, square])
+    inputs = open_session(path).signature.inputs
+    pack(path, tmp_path / "pack", workers=2)
+    (packed,) = [p for p in (tmp_path / "pack").rglob("*.onnx") if b"prepacked_0" in p.read_bytes()]
+    assert ids.whole_numbers([packed], inputs) == {"i": Whole(below=SIZE)}
 
 
 def test_masks_are_ones_before_zeros(tmp_path):
