@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,32 @@ class Clock:
         call()
         wall = perf_counter_ns() - wall
         return Tick(wall, cpu_clock() - cpu)
+
+    def series(
+        self, calls: Iterator[Callable[[], object]], wall_ns: list[int], cpu_ns: list[int], *, until: int, most: int
+    ) -> None:
+        """Time one call after the other: what `time` measures is added to both lists.
+
+        The loop stands here, since after a run of a model none of it is in the CPU's caches: a function call and
+        a record for each run would double what the harness costs.
+
+        Args:
+            calls: endless.
+            wall_ns: elapsed times so far.
+            cpu_ns: CPU times so far, as many.
+            until: reading of `time.perf_counter_ns` at which to stop, after one call at least.
+            most: stop when the lists are as long as this.
+        """
+        cpu_clock = process_time_ns if self.per_process else thread_time_ns
+        for call in itertools.islice(calls, most - len(wall_ns)):
+            cpu = cpu_clock()
+            begun = perf_counter_ns()
+            call()
+            ended = perf_counter_ns()
+            cpu_ns.append(cpu_clock() - cpu)
+            wall_ns.append(ended - begun)
+            if ended >= until:
+                return
 
     def overhead(self) -> Tick:
         """What an empty call measures: the median of many."""

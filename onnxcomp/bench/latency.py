@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics as plain
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,9 @@ MAX_RUNS = 10_000
 
 _MIN_WARM, _MAX_WARM, _WINDOW, _AGREE = 3, 50, 5, 0.02
 _BLOCKS = 20
+
+#: runs that are made in any case
+_FEWEST = 3
 _REPORT_EVERY = 0.5  # seconds
 
 Progress = Callable[[float], None]
@@ -152,22 +156,23 @@ def measure(
         max_runs: at most so many runs count.
         progress: called with the share that is done, now and then.
     """
-    start = time.monotonic()
+    start = time.perf_counter_ns()
+    end = start + int(seconds * 1e9)
     warm = warm_up(calls, clock, seconds=seconds / 4)
-    ticks: list[Tick] = []
-    reported = start
+    wall_ns: list[int] = []
+    cpu_ns: list[int] = []
+    turns = itertools.cycle(calls)
     with quiet():
-        for call in itertools.cycle(calls):
-            now = time.monotonic()
-            if len(ticks) >= max_runs or (now - start >= seconds and len(ticks) >= 3):
-                break
-            if progress is not None and now - reported > _REPORT_EVERY:
-                progress(min(max((now - start) / seconds, len(ticks) / max_runs), 1.0))
-                reported = now
-            ticks.append(clock.time(call))
+        clock.series(turns, wall_ns, cpu_ns, until=sys.maxsize, most=min(_FEWEST, max_runs))
+        while len(wall_ns) < max_runs and (now := time.perf_counter_ns()) < end:
+            until = end
+            if progress is not None:
+                progress(min(max((now - start) / (end - start), len(wall_ns) / max_runs), 1.0))
+                until = min(end, now + int(_REPORT_EVERY * 1e9))
+            clock.series(turns, wall_ns, cpu_ns, until=until, most=max_runs)
     return Latency(
-        wall_ns=tuple(t.wall_ns for t in ticks),
-        cpu_ns=tuple(t.cpu_ns for t in ticks),
+        wall_ns=tuple(wall_ns),
+        cpu_ns=tuple(cpu_ns),
         samples_per_run=samples_per_run,
         warm_up=warm,
         clock=clock.cpu_name,
