@@ -35,8 +35,8 @@ NUMBERS: Mapping[str, tuple[Step, ...]] = {
     "float16": (("cast-float", {}),),
 }  # fmt: skip
 
-#: what is cut away; `amount` says how much
-CUTS = ("none", "channels", "layers", "low rank")
+#: what can be cut away: a field of `Candidate` -> the pass that does it
+CUTS: Mapping[str, str] = {"layers": "prune-blocks", "channels": "prune-structured", "matrices": "low-rank"}
 
 #: samples that calibrate and prune; training sees all
 CALIBRATION = 512
@@ -51,8 +51,9 @@ class Candidate:
     Attributes:
         cleanup: of `CLEANUPS`.
         numbers: of `NUMBERS`.
-        cut: of `CUTS`.
-        amount: share of the channels, or of the parameters of matrices, that goes; for 'layers' how many.
+        layers: how many go.
+        channels: share of channels, neurons and heads that goes.
+        matrices: share of the parameters of matrices that goes into thin factors.
         epochs: of training after the cut, by the input as teacher; 0: none. What is in int8 trains once more so.
         exclude: nodes that stay in float.
         rescue: whether those nodes are still to be found: the fewest with which the budget holds.
@@ -60,8 +61,9 @@ class Candidate:
 
     cleanup: str = "clean"
     numbers: str = "float"
-    cut: str = "none"
-    amount: float = 0.0
+    layers: int = 0
+    channels: float = 0.0
+    matrices: float = 0.0
     epochs: int = 0
     exclude: tuple[str, ...] = ()
     rescue: bool = False
@@ -70,12 +72,12 @@ class Candidate:
     def name(self) -> str:
         """In words: 'channels -50 %, distilled, static int8'."""
         words = []
-        if self.cut == "channels":
-            words.append(f"channels -{self.amount:.0%}")
-        elif self.cut == "low rank":
-            words.append(f"matrices -{self.amount:.0%}")
-        elif self.cut == "layers":
-            words.append(f"{self.amount:.0f} layers fewer" if self.amount > 1 else "a layer fewer")
+        if self.layers:
+            words.append(f"{self.layers} layers fewer" if self.layers > 1 else "a layer fewer")
+        if self.channels:
+            words.append(f"channels -{self.channels:.0%}")
+        if self.matrices:
+            words.append(f"matrices -{self.matrices:.0%}")
         if self.epochs:
             words.append("distilled")
         if self.numbers != "float" or not words:
@@ -108,13 +110,14 @@ class Candidate:
         return Recipe(tuple(made), allow_no_effect=True, calibration=CALIBRATION)
 
     def _cut(self) -> list[Step]:
-        if self.cut == "channels":
-            return [("prune-structured", {"sparsity": self.amount})]
-        if self.cut == "layers":
-            return [("prune-blocks", {"blocks": int(self.amount)})]
-        if self.cut == "low rank":
-            return [("low-rank", {"keep": round(1 - self.amount, 6)})]
-        return []
+        asked: list[Step] = []
+        if self.layers:
+            asked.append(("prune-blocks", {"blocks": self.layers}))
+        if self.channels:
+            asked.append(("prune-structured", {"sparsity": self.channels}))
+        if self.matrices:
+            asked.append(("low-rank", {"keep": round(1 - self.matrices, 6)}))
+        return asked
 
     def _excluding(self, name: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**options, "exclude": list(self.exclude)} if self.exclude and name.startswith("quantize-") else options

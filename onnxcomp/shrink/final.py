@@ -15,6 +15,9 @@ from onnxcomp.shrink.wanted import Wanted
 #: how many are timed, and how many of them may meet the test samples, one after the other
 FINALISTS = 3
 
+#: what is smaller or faster by less than this is the input over again
+_SMALLER, _FASTER = 0.995, 1.02
+
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
@@ -62,10 +65,10 @@ class Tested:
 
 
 def finalists(outcomes: Sequence[Outcome], wanted: Wanted, input_bytes: int) -> list[Outcome]:
-    """The best few that may win, best first; one file each, and none that is not smaller or faster than the input."""
+    """The best few that may win, best first; one file each, none that is neither smaller nor faster."""
     fit: list[Outcome] = []
     for one in sorted(outcomes, key=wanted.better, reverse=True):
-        useful = one.bytes < input_bytes or (one.speed is not None and one.speed.low > 1)
+        useful = one.bytes < _SMALLER * input_bytes or (one.speed is not None and one.speed.low > _FASTER)
         if wanted.allowed(one) is None and useful and one.sha256 not in {other.sha256 for other in fit}:
             fit.append(one)
     return fit[:FINALISTS]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from onnxcomp.errors import DataError, UnsupportedError
 from onnxcomp.shrink.candidates import Candidate
@@ -24,23 +26,26 @@ class Ledger:
     and is tried again.
 
     Args:
-        path: the journal; made if missing.
+        path: the journal; made if missing. A line that a kill has cut short is taken off.
+        files: the folder of the candidates' files, which may have moved with the journal.
         about: what the outcomes depend on: the input, the samples, the budget. A journal of others is refused.
 
     Raises UnsupportedError without optuna, DataError for a journal that is damaged or about something else.
     """
 
-    def __init__(self, path: Path, about: dict[str, object]) -> None:
+    def __init__(self, path: Path, about: dict[str, object], *, files: Path) -> None:
+        self._files = files
         with _optuna():
             import optuna
             from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend
+            from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             self._states = optuna.trial.TrialState
             self._create = optuna.trial.create_trial
             self._distribution = optuna.distributions.CategoricalDistribution
             try:
+                _mend(path, JournalFileOpenLock(os.fspath(path)))
                 storage = JournalStorage(JournalFileBackend(os.fspath(path)))
                 self._study = optuna.create_study(
                     storage=storage,
@@ -89,16 +94,40 @@ class Ledger:
     def _read(self) -> Iterator[_Entry]:
         for trial in self._study.get_trials(deepcopy=False):
             attributes = trial.user_attrs
-            yield _Entry(Candidate.from_json(attributes["asked"]), Outcome.from_json(attributes["outcome"]))
+            outcome = Outcome.from_json(attributes["outcome"])
+            if outcome.path is not None:
+                made = Path(outcome.path)
+                outcome = dataclasses.replace(outcome, path=str(self._files / made.parent.name / made.name))
+            yield _Entry(Candidate.from_json(attributes["asked"]), outcome)
 
     @staticmethod
     def _key(candidate: Candidate) -> str:
         return json.dumps(candidate.to_json(), sort_keys=True)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Entry:
-    def __init__(self, asked: Candidate, outcome: Outcome) -> None:
-        self.candidate_asked, self.outcome = asked, outcome
+    candidate_asked: Candidate
+    outcome: Outcome
+
+
+class _Lock(Protocol):
+    def acquire(self) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+def _mend(path: Path, lock: _Lock) -> None:
+    """Take off what stands behind the last line break: optuna would write its next line to the end of it."""
+    if not path.exists():
+        return
+    lock.acquire()
+    try:
+        with path.open("r+b") as file:
+            data = file.read()
+            file.truncate(data.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
-from onnxcomp.shrink.candidates import NUMBERS, Candidate
+from onnxcomp.shrink.candidates import CUTS, NUMBERS, Candidate
 from onnxcomp.shrink.kind import Kind
 from onnxcomp.shrink.outcome import Outcome
 
@@ -20,7 +21,7 @@ Conversation = Generator[Sequence[Candidate], Sequence[Outcome], None]
 _WORTH = 0.05
 
 #: amounts that a ladder begins with, and how many candidates it may make
-_FIRST = {"channels": 0.3, "low rank": 0.3, "layers": 1.0}
+_FIRST = {"layers": 1, "channels": 0.3, "matrices": 0.3}
 _FIRST_TRAINED = 0.5
 _RUNGS = 4
 _LARGEST = 0.9
@@ -70,10 +71,10 @@ def choose(kind: Kind, *, smallest: bool, provider: str, passes: Sequence[str] |
 
     if not kind.weights:
         why = "the model holds no matrix, kernel or table"
-        return Choice((), (), False, False, tuple((name, why) for name in (*list(NUMBERS)[1:], *_FIRST)))
+        return Choice((), (), False, False, tuple((name, why) for name in (*list(NUMBERS)[1:], *CUTS)))
     if kind.quantized >= _WHOLLY:
         why = f"{kind.quantized:.0%} of the weights are in 8 bits or fewer already"
-        return Choice((), (), False, False, tuple((name, why) for name in (*list(NUMBERS)[1:], *_FIRST)))
+        return Choice((), (), False, False, tuple((name, why) for name in (*list(NUMBERS)[1:], *CUTS)))
     flowing = kind.products + kind.recurrent + kind.tables
     statics = ["static int8", "static int8, sums too", "static int8, widest ranges", "static int8, ranges by error"]
     offer(
@@ -100,7 +101,7 @@ def choose(kind: Kind, *, smallest: bool, provider: str, passes: Sequence[str] |
     heavy = kind.convolutions + kind.products
     offer(cuts, ["channels"], heavy >= _WORTH, "no convolutions and matrices to speak of")
     offer(cuts, ["layers"], kind.sums >= _LAYERS, "no residual branches")
-    offer(cuts, ["low rank"], kind.products >= 0.3, "few of the weights are matrices")
+    offer(cuts, ["matrices"], kind.products >= 0.3, "few of the weights are matrices")
     if passes is not None:
         numbers, cuts = _allowed(numbers, cuts, set(passes), left)
     fuse = kind.products >= _WORTH and (passes is None or "fuse" in passes)
@@ -112,7 +113,7 @@ def _allowed(
 ) -> tuple[list[str], list[str]]:
     """Those made of allowed passes only."""
     needs = {name: {step for step, _ in NUMBERS[name]} for name in numbers}
-    needs |= {"channels": {"prune-structured"}, "layers": {"prune-blocks"}, "low rank": {"low-rank"}}
+    needs |= {cut: {step} for cut, step in CUTS.items()}
     left += [(name, "--passes leaves it out") for name in (*numbers, *cuts) if not needs[name] <= passes]
     return [n for n in numbers if needs[n] <= passes], [c for c in cuts if needs[c] <= passes]
 
@@ -146,14 +147,29 @@ def converse(
         if rescued is not None:
             within = [one for one in (yield [rescued]) if one.made and holds(one)]
     numbers = max(within, key=better).candidate if within else Candidate(cleanup)
-    ladders = [_Ladder(dataclasses.replace(numbers, cut=cut), _FIRST[cut]) for cut in choice.cuts]
-    if epochs:
+    ladders = [_Ladder(numbers, cut, _FIRST[cut]) for cut in choice.cuts]
+    if epochs and "channels" in choice.cuts:
         trained = dataclasses.replace(numbers, epochs=epochs, cleanup="as it is" if choice.raw else cleanup)
-        ladders += [_Ladder(dataclasses.replace(trained, cut="channels"), _FIRST_TRAINED)] * ("channels" in choice.cuts)
+        ladders.append(_Ladder(trained, "channels", _FIRST_TRAINED))
+    best = max((yield from _climb(ladders, holds)), key=better, default=None)
+    while best is not None:  # what it has left may bear another kind of cut
+        free = [cut for cut in choice.cuts if not getattr(best.candidate, cut)]
+        climbed = yield from _climb([_Ladder(best.candidate, cut, _FIRST[cut]) for cut in free], holds)
+        best = max((one for one in climbed if better(one) > better(best)), key=better, default=None)
+
+
+def _climb(
+    ladders: Sequence[_Ladder], holds: Callable[[Outcome], bool]
+) -> Generator[Sequence[Candidate], Sequence[Outcome], list[Outcome]]:
+    """Climb all ladders side by side; what held."""
+    held: list[Outcome] = []
     while any(ladder.open for ladder in ladders):
         climbing = [ladder for ladder in ladders if ladder.open]
         for ladder, outcome in zip(climbing, (yield [ladder.next() for ladder in climbing]), strict=True):
-            ladder.heard(made=outcome.made, held=outcome.made and holds(outcome))
+            good = outcome.made and holds(outcome)
+            ladder.heard(made=outcome.made, held=good)
+            held += [outcome] if good else []
+    return held
 
 
 def _rescued(stored: Sequence[Outcome]) -> Candidate | None:
@@ -168,9 +184,9 @@ def _rescued(stored: Sequence[Outcome]) -> Candidate | None:
 class _Ladder:
     """Amounts of one cut: more while the budget holds, less when it does not, then in between."""
 
-    def __init__(self, candidate: Candidate, first: float) -> None:
-        self._candidate, self._amount = candidate, first
-        self._whole = candidate.cut == "layers"
+    def __init__(self, candidate: Candidate, cut: str, first: float) -> None:
+        self._candidate, self._cut, self._amount = candidate, cut, first
+        self._whole = cut == "layers"
         self._low, self._high = 0.0, float("inf")
         self._rungs = _RUNGS
 
@@ -183,7 +199,8 @@ class _Ladder:
     def next(self) -> Candidate:
         """The next rung."""
         self._rungs -= 1
-        return dataclasses.replace(self._candidate, amount=self._amount)
+        change: dict[str, Any] = {self._cut: self._amount}
+        return dataclasses.replace(self._candidate, **change)
 
     def heard(self, *, made: bool, held: bool) -> None:
         """How the last rung went. What could not be made ends the ladder where nothing was made before."""
@@ -194,7 +211,7 @@ class _Ladder:
             if not made and self._low == 0:
                 self._rungs = 0
         if self._whole:
-            self._amount = self._low + 1
+            self._amount = int(self._low) + 1
         elif self._high == float("inf"):
             self._amount = round(self._low + (1 - self._low) * 0.4, 2)
         else:

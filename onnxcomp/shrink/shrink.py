@@ -106,7 +106,7 @@ def shrink(
         "passes": None if passes is None else sorted(passes),
         "train": train,
     }
-    ledger = Ledger(study / "journal.log", about)
+    ledger = Ledger(study / "journal.log", about, files=study / "candidates")
     comparing = min(max(_COMPARING * time_budget, _SHORTEST), _LONGEST)
     settling = min(max(_SETTLING * time_budget, _SETTLING_SHORTEST), _LONGEST) if _tunable(wish, tune=tune) else 0.0
     testing = final.FINALISTS * ground.per_sample * splits.samples["test"]

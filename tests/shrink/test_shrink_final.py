@@ -18,7 +18,7 @@ WANTED = Wanted(max_drop=0.01)
 
 
 def named(amount, **figures):
-    return outcome(Candidate(cut="channels", amount=amount), **figures)
+    return outcome(Candidate(channels=amount), **figures)
 
 
 def timed(amount, speedup, verdict="faster", **figures):

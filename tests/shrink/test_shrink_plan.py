@@ -35,6 +35,10 @@ def outcome(candidate, *, drop=0.0, speed=2.0, size=1000, reason=None):
     )
 
 
+def is_cut(one):
+    return any(getattr(one, cut) for cut in CUTS)
+
+
 def follow(kind, answer, *, epochs=0, wanted=WANTED, passes=None, most=60):
     """All candidates proposed when `answer(candidate)` says how each went."""
     choice = choose(kind, smallest=wanted.minimize == "size", provider="cpu", passes=passes)
@@ -54,7 +58,7 @@ def test_a_cnn_gets_static_int8_and_an_encoder_dynamic():
     assert "dynamic int8" not in cnn.numbers or cnn.numbers[0] != "dynamic int8"
     assert "static int8" in cnn.numbers
     assert encoder.numbers[:2] == ("dynamic int8", "dynamic int8, smoothed")
-    assert encoder.cuts == ("channels", "layers", "low rank")
+    assert encoder.cuts == ("channels", "layers", "matrices")
     assert "several times slower" in dict(cnn.left_out)["dynamic int8"]
     assert "float32, more slowly" in dict(encoder.left_out)["float16"]
 
@@ -63,7 +67,7 @@ def test_a_cnn_gets_static_int8_and_an_encoder_dynamic():
 def test_where_nothing_can_help_only_clean_ups_are_tried(kind, why):
     assert follow(kind, outcome) == [[Candidate("clean")]]
     left = choose(kind, smallest=False, provider="cpu", passes=None).left_out
-    assert len(left) == len(NUMBERS) - 1 + len(CUTS) - 1
+    assert len(left) == len(NUMBERS) - 1 + len(CUTS)
     assert all(why in reason for _, reason in left)
 
 
@@ -73,27 +77,40 @@ def test_cuts_are_made_of_the_best_numbers_within_the_budget():
             return outcome(one, speed=3.0)
         return outcome(one, speed=4.0, drop=0.5) if one.numbers == "static int8" else outcome(one)
 
-    cut = [one for asked in follow(CNN, answer) for one in asked if one.cut != "none"]
-    assert {one.cut for one in cut} == {"channels", "layers"}
+    cut = [one for asked in follow(CNN, answer) for one in asked if is_cut(one)]
+    assert any(one.channels for one in cut)
+    assert any(one.layers for one in cut)
+    assert not any(one.matrices for one in cut)
     assert {one.numbers for one in cut} == {"static int8, sums too"}
 
 
 def test_a_ladder_climbs_while_the_budget_holds_and_then_halves():
     def answer(one):
-        return outcome(one, drop=0.02 if one.amount > 0.6 else 0.0)
+        return outcome(one, drop=0.02 if one.channels > 0.6 or one.layers > 1 else 0.0, speed=2 + one.channels)
 
-    amounts = [one.amount for asked in follow(CNN, answer) for one in asked if one.cut == "channels"]
-    assert amounts == [0.3, 0.58, 0.75, 0.67]
-    layers = [one.amount for asked in follow(CNN, answer) for one in asked if one.cut == "layers"]
-    assert layers == [1.0]
+    cut = [one for asked in follow(CNN, answer) for one in asked if is_cut(one)]
+    assert [one.channels for one in cut if not one.layers] == [0.3, 0.58, 0.75, 0.67]
+    assert [one.layers for one in cut if not one.channels] == [1, 2]
+
+
+def test_what_a_cut_has_left_is_cut_in_another_way_while_that_pays():
+    def answer(one):
+        lossy = one.channels > 0.3 or one.layers > 1 or one.matrices > 0.3
+        return outcome(one, drop=0.02 if lossy else 0.0, speed=2 + one.channels + one.layers - one.matrices)
+
+    tried = [one for asked in follow(ENCODER, answer) for one in asked]
+    best = max((one for one in tried if answer(one).drop.value == 0), key=lambda one: answer(one).speed.value)
+    assert (best.layers, best.channels, best.matrices) == (1, 0.3, 0.0)
+    assert any(one.layers and one.channels and one.matrices for one in tried)
+    assert len(tried) == len(set(tried))
 
 
 def test_what_cannot_be_cut_is_tried_once():
     def answer(one):
-        return outcome(one, reason="UnsupportedError: no") if one.cut != "none" else outcome(one)
+        return outcome(one, reason="UnsupportedError: no") if is_cut(one) else outcome(one)
 
-    cut = [one for asked in follow(CNN, answer) for one in asked if one.cut != "none"]
-    assert [one.amount for one in cut] == [0.3, 1.0]
+    cut = [one for asked in follow(CNN, answer) for one in asked if is_cut(one)]
+    assert [(one.channels, one.layers) for one in cut] == [(0.3, 0), (0.0, 1)]
 
 
 def test_where_no_int8_holds_nodes_are_left_in_float():
@@ -104,7 +121,7 @@ def test_where_no_int8_holds_nodes_are_left_in_float():
 
     rounds = follow(CNN, answer)
     assert [len(asked) for asked in rounds if asked[0].rescue] == [1]
-    cut = [one for asked in rounds for one in asked if one.cut != "none"]
+    cut = [one for asked in rounds for one in asked if is_cut(one)]
     assert cut
     assert all(one.exclude == ("conv",) for one in cut)
     options = [step.options() for step in cut[0].recipe().passes if step.name == "quantize-static"]
@@ -113,14 +130,14 @@ def test_where_no_int8_holds_nodes_are_left_in_float():
 
 def test_what_trains_keeps_batch_normalization_and_is_cut_deeper():
     trained = [one for asked in follow(CNN, outcome, epochs=3) for one in asked if one.epochs]
-    assert trained[0] == Candidate("as it is", trained[0].numbers, "channels", 0.5, 3)
+    assert trained[0] == Candidate("as it is", trained[0].numbers, channels=0.5, epochs=3)
     recipe = [step.name for step in trained[0].recipe().passes]
     assert recipe == ["prune-structured", "distill", "quantize-static", "distill"]
 
 
 def test_passes_limit_what_is_tried():
     rounds = follow(CNN, outcome, passes=["quantize-static"])
-    assert {one.cut for asked in rounds for one in asked} == {"none"}
+    assert not any(is_cut(one) for asked in rounds for one in asked)
     left = dict(choose(CNN, smallest=False, provider="cpu", passes=["quantize-static"]).left_out)
     assert left["channels"] == "--passes leaves it out"
 
@@ -128,8 +145,8 @@ def test_passes_limit_what_is_tried():
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("numbers", NUMBERS)
 def test_every_candidate_has_a_recipe_and_comes_back_from_json(cut, numbers):
-    amount = 1.0 if cut == "layers" else 0.25
-    one = Candidate("fused", numbers, cut, amount, 2, ("a", "b"))
+    amount = {cut: 1 if cut == "layers" else 0.25}
+    one = Candidate("fused", numbers, epochs=2, exclude=("a", "b"), **amount)
     recipe = one.recipe()
     assert recipe.allow_no_effect
     assert type(recipe).parse(recipe.to_toml()).passes == recipe.passes
