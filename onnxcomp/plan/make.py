@@ -100,8 +100,9 @@ def plan(
             "p99 are those of CPU times, as if it were gone; only what was verified is known of this machine as it is"
         )
     if left_out:
-        ways = ", ".join(f"{PurePath(one.name).name} by {one.configuration.label()}" for one in left_out)
-        notes.append(f"not measured for lack of time (raise --seconds): {ways}")
+        ways = {one.name: [it.configuration.label() for it in left_out if it.name == one.name] for one in left_out}
+        words = "; ".join(f"{PurePath(name).name} by {', by '.join(labels)}" for name, labels in ways.items())
+        notes.append(f"not measured for lack of time (raise --seconds): {words}")
     return Plan(
         objective=objective,
         environment=environment,

@@ -34,6 +34,8 @@ def plan(result: Json) -> None:
             _print(f"nearest: {_nearest(one['nearest'])}")
     for note in result["notes"]:
         _print(f"note: {note}")
+    if any(option["need"] and option["need"]["extrapolated"] for one in result["plans"] for option in one["options"]):
+        _print("* more workers than this host runs at once: assumed to run as those here, independent of each other")
     for row in result["comparison"]:
         _print(row["statement"])
     if result["best"]:
