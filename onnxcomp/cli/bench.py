@@ -24,7 +24,13 @@ _SECONDS = {"sweep": 120.0}
 
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--provider", multiple=True, default=("cpu",), show_default=True, help="cpu or cuda; repeatable.")
+@click.option(
+    "--provider",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    help="cpu, cuda, tensorrt or openvino; repeatable.",
+)
 @click.option(
     "--transfers", is_flag=True,
     help="Count the copies to a GPU and back in every run, as a server pays them ('latency', 'placement').",
