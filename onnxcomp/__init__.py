@@ -30,6 +30,7 @@ _PUBLIC: dict[str, str] = {
     "Record": "onnxcomp.record",
     "Score": "onnxcomp.evaluate",
     "SessionSettings": "onnxcomp.runtime",
+    "Shrunk": "onnxcomp.shrink",
     "Simplify": "onnxcomp.passes",
     "UpgradeOpset": "onnxcomp.passes",
     "bench": "onnxcomp.bench",
@@ -44,6 +45,7 @@ _PUBLIC: dict[str, str] = {
     "plan": "onnxcomp.plan",
     "read_settings": "onnxcomp.settings",
     "save": "onnxcomp.pipeline",
+    "shrink": "onnxcomp.shrink",
     "verify": "onnxcomp.pipeline",
 }
 
