@@ -156,9 +156,10 @@ def bench(
                 measured, compared = _measure(job, crowd, served, load)
                 results += measured
                 comparisons += [(measured[0].setting, one) for one in compared]
+    judged = trust.judge(before, trust.read_counters(), environment, _contention(results, comparisons))
     return Benchmark(
         environment=environment,
-        trust=trust.judge(before, trust.read_counters(), environment, _contention(results, comparisons)),
+        trust=judged,
         models=tuple(prints),
         results=tuple(results),
         comparisons=tuple(comparisons),
@@ -166,7 +167,7 @@ def bench(
         seconds=seconds,
         session={key: value for key, value in base.to_json().items() if key != "threads"},
         warnings=tuple(warnings),
-        tuning=tuned,
+        tuning=None if tuned is None else tuned.doubted(judged),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from onnxcomp.bench import statistics
 from onnxcomp.bench.compare import Comparison
 from onnxcomp.bench.paired import Paired
+from onnxcomp.bench.trust import Trust
 from onnxcomp.settings import SessionSettings, SettingsFile
 from onnxcomp.settings.host import Host
 
@@ -74,6 +75,15 @@ class Tuning:
     def faster(self) -> bool:
         """Whether the winner was proven to be faster."""
         return self.comparison is not None and self.comparison.decisions[0].verdict == "faster"
+
+    def doubted(self, trust: Trust) -> Tuning:
+        """The same with a note where the machine was not quiet: settings that help then may not help otherwise."""
+        if trust.grade == "good":
+            return self
+        note = (
+            f"tuned on a busy machine (trust: {trust.grade}): tune again where it is as busy as it will be in service"
+        )
+        return dataclasses.replace(self, notes=(*self.notes, note))
 
     def file(self) -> SettingsFile:
         """The winner's settings with their proof; the default's where it was not proven."""

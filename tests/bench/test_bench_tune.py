@@ -16,6 +16,7 @@ from onnxcomp.bench import bench, field, race, statistics, tune
 from onnxcomp.bench.arms import Arm, compare_arms
 from onnxcomp.bench.field import Block
 from onnxcomp.bench.optimizers import effective
+from onnxcomp.bench.trust import Trust
 from onnxcomp.errors import UsageError
 from onnxcomp.runtime import open_session, optimized
 from onnxcomp.settings import SessionSettings, SettingsFile, read_settings
@@ -118,6 +119,9 @@ def test_changes_that_gain_are_joined_and_written(model, feeds, known, proof, tm
     assert written.measured["speedup"] == {"value": 1.3, "low": 1.2, "high": 1.4}
     assert written.measured["changes"] == ["without ConvBNFusion", "no memory arena"]
     assert written.model["path"] == "m.onnx"
+    busy = found.doubted(Trust("poor", ()))
+    assert "tuned on a busy machine (trust: poor)" in busy.file().notes[0]
+    assert found.doubted(Trust("good", ())) == found
 
 
 @pytest.mark.parametrize("verdict", ["undecided", "equivalent", "slower"])
