@@ -23,7 +23,12 @@ def grids(results: Sequence[Json]) -> list[Grid]:
         return []
     notes = list(dict.fromkeys(note for r in mine for note in r["notes"]))
     return [
-        Grid("placement: shares of nodes and of time [95 % interval over runs]", _HEAD, _rows(mine), _fallbacks(mine)),
+        Grid(
+            "placement: shares of nodes and of time [95 % interval over runs]",
+            _HEAD,
+            _rows(mine),
+            [*_fallbacks(mine), *_latencies(mine)],
+        ),
         _operators(mine, notes),
     ]
 
@@ -69,6 +74,13 @@ def _fallbacks(results: Sequence[Json]) -> list[str]:
                 ops = ", ".join(f"{op.removeprefix('ai.onnx::')} {count}" for op, count in found.items())
                 lines.append(f"{_name(result)}: {result['provider']} was asked for, on the CPU are ({what}): {ops}")
     return lines
+
+
+def _latencies(results: Sequence[Json]) -> list[str]:
+    return [
+        f"{label}: p50 {text.latency(result['latency_ms']['p50'])} ms a run, without the profiler"
+        for label, result in zip(_labels(results), results, strict=True)
+    ]
 
 
 def _operators(results: Sequence[Json], notes: Sequence[str]) -> Grid:

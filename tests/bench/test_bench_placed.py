@@ -72,6 +72,7 @@ def gpu(name, **changes):
     }
     return {
         "model": name, "scenario": "placement", "provider": "cuda", "batch": 1, "threads": 1, "notes": [],
+        "latency_ms": {"p50": {"value": 1.5, "low": 1.4, "high": 1.6, "estimable": True, "needed": 6}},
         "placement": {
             "providers": {"cuda": {"nodes": 3, "share": 0.75}, "cpu": {"nodes": 1, "share": 0.25}},
             "ops_on_cpu": {"ai.onnx::NonZero": 1}, "after_fusion": after,
@@ -88,6 +89,7 @@ def test_fallbacks_and_copies_are_named():
     assert placement.notes == [
         "m.onnx: cuda was asked for, on the CPU are (nodes): NonZero 1",
         "m.onnx: cuda was asked for, on the CPU are (fused): NonZero 1",
+        "m.onnx: p50 1.50 [1.40, 1.60] ms a run, without the profiler",
     ]
     assert [row[:2] for row in operators.rows] == [["Conv", "cuda"], ["NonZero", "cpu"], ["MemcpyToHost", "cuda"]]
 
