@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError
-from onnxcomp.report import benchmark, effects, planned, plots, stages, text
+from onnxcomp.report import benchmark, effects, planned, plots, shrunk, stages, text
 from onnxcomp.report.section import Drawn, Section, Table
 
 Json = Mapping[str, Any]
@@ -161,6 +161,7 @@ _MAKERS: dict[str, Callable[[Json], list[Section]]] = {
     "run": _record,
     "share": _record,
     "plan": planned.sections,
+    "shrink": shrunk.sections,
 }
 
 #: verbs whose results have sections

@@ -97,7 +97,7 @@ def sentence(result: Json) -> str:
     if best is not None:
         return (
             f"{best['name']} is {best['speedup']['value']:.2f} times as fast and {1 / best['size_ratio']:.2f} times "
-            f"smaller, within a drop of {allowed}: {best['path']}{early}"
+            f"smaller, within a drop of {allowed}: {best['path']}.{early}"
         )
     needed = result["samples_needed"]
     more = "" if needed is None else f" About {needed:,} test samples would make it certain."
