@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from onnxcomp.cli import shell as shells
+from onnxcomp.cli import work
 from onnxcomp.cli.shell import Shell
-from onnxcomp.errors import GateError, UndecidedError
+from onnxcomp.errors import GateError, UndecidedError, UnsupportedError
 
 
 class Duration(click.ParamType[float]):
@@ -70,28 +72,39 @@ def command(shell: Shell, model: str, **values: Any) -> None:
     their combinations; each in a worker of its own. The fastest (or smallest) few are timed against MODEL
     beside a control, and the best of them that holds the budget on the last samples wins.
 
-    DIR gets best.onnx with its record, recipe.toml, that 'onnxcomp run' makes it of again, settings.json
-    and shrink.json.
+    DIR gets best.onnx with its record, recipe.toml, that 'onnxcomp run' makes it of again, settings.json,
+    shrink.json and report.html.
     Exit code 5: nothing beats MODEL within the budget, and why; 9: noise alone stands in the way.
     """
     from onnxcomp.report import shrinking
     from onnxcomp.sensitivity import parse_drop
     from onnxcomp.shrink import shrink
 
-    passes, metric = values.pop("passes"), values["metric"]
+    passes, metric, folder = values.pop("passes"), values["metric"], Path(values.pop("output"))
     values["max_drop"] = parse_drop(values["max_drop"], metric or "accuracy")
     with shell.progress() as bar:
         told = shrinking.Teller(bar, shell.note)
         result = shrink(
             model,
             values.pop("data"),
-            values.pop("output"),
+            folder,
             passes=None if passes is None else [name.strip() for name in passes.split(",")],
             limits=shell.limits(),
             on_progress=told.progress,
             on_outcome=told.outcome,
             **values,
         )
-    shell.show(result.to_json(), shrinking.table)
+    shell.show({**result.to_json(), "report": _report(shell, folder, model)}, shrinking.table)
     if result.best is None:
         sys.exit(UndecidedError.code if result.undecided else GateError.code)
+
+
+def _report(shell: Shell, folder: Path, model: str) -> str | None:
+    """Write the page; None where its libraries are not installed."""
+    page, title = str(folder / "report.html"), f"{Path(model).name}, shrunk"
+    try:
+        shell.work(work.report, [str(folder / "shrink.json")], page, title=title, force=True)
+    except UnsupportedError as error:
+        shell.note(f"no report: {error.message}")
+        return None
+    return page

@@ -87,6 +87,8 @@ def table(result: Json) -> None:
     settings = None if result["best"] is None else result["best"]["settings"]
     if settings is not None:
         _print(settled(settings))
+    if result["report"] is not None:
+        _print(f"report: {result['report']}")
 
 
 def sentence(result: Json) -> str:

@@ -13,7 +13,7 @@ from onnxcomp.shrink.outcome import Outcome
 from onnxcomp.shrink.result import Shrunk
 
 #: files of a result beside the model
-_RESULTS = ("recipe.toml", "settings.json", "shrink.json")
+_RESULTS = ("recipe.toml", "report.html", "settings.json", "shrink.json")
 
 
 def study_in(folder: Path, *, resume: bool, force: bool) -> Path:
