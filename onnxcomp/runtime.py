@@ -66,6 +66,7 @@ __all__ = [
     "saturates_int8",
     "session_options",
     "translate",
+    "without_graph",
 ]
 
 #: an array, or a list of these, or a dict (ZipMap): what one output of a session can be
@@ -101,13 +102,30 @@ class Session:
     signature: Signature
     provider: str
 
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether the session records its kernels once and replays them (the option `enable_cuda_graph`)."""
+        if self.provider != "cuda":
+            return False
+        return str(self.ort.get_provider_options().get(PROVIDERS["cuda"], {}).get("enable_cuda_graph", "0")) == "1"
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, Output]:
-        """Run once: {output name: array}. Raises DataError when ORT refuses the feeds."""
+        """Run once: {output name: array}; without a CUDA graph, which needs bound addresses.
+
+        Raises DataError when ORT refuses the feeds.
+        """
         try:
-            values = self.ort.run(None, dict(feeds))
+            values = self.ort.run(None, dict(feeds), *([without_graph()] if self.cuda_graph else []))
         except Exception as error:
             raise translate(error, self.path, running=True) from error
         return {spec.name: v for spec, v in zip(self.signature.outputs, values, strict=True)}
+
+
+def without_graph() -> ort.RunOptions:
+    """Options of a run that neither records nor replays a CUDA graph."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
 
 
 def open_session(

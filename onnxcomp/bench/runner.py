@@ -17,16 +17,13 @@ import onnxruntime as ort
 
 from onnxcomp.errors import UsageError
 from onnxcomp.model import InputSpec
-from onnxcomp.runtime import PROVIDERS, Session
+from onnxcomp.runtime import Session, without_graph
 
 #: memory that holds the inputs and outputs of each provider
 DEVICES: Mapping[str, str] = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda", "openvino": "cpu"}
 
 #: what stays on the host wherever the model runs
 _ON_HOST = ("string", "sequence", "map", "optional")
-
-#: the run option that says which graph is recorded or replayed, and its value for none
-_GRAPH, _NO_GRAPH = "gpu_graph_id", "-1"
 
 Run = Callable[[], object]
 
@@ -47,19 +44,11 @@ def runs(session: Session, feeds: Sequence[Mapping[str, np.ndarray]], *, bind: b
     names = [spec.name for spec in session.signature.outputs]
     if bind is None:
         bind = session.provider != "cpu"
-    if has_cuda_graph(session):
+    if session.cuda_graph:
         return _replayed(session, feeds, transfers=not bind)
     if bind:
         return [_bound(session, feed) for feed in feeds]
     return [_plain(session.ort, names, feed) for feed in feeds]
-
-
-def has_cuda_graph(session: Session) -> bool:
-    """Whether the session records a CUDA graph and replays it."""
-    if session.provider != "cuda":
-        return False
-    options = session.ort.get_provider_options().get(PROVIDERS["cuda"], {})
-    return str(options.get("enable_cuda_graph", "0")) == "1"
 
 
 def outputs(result: object) -> list[object]:
@@ -119,9 +108,7 @@ def _replayed(session: Session, feeds: Sequence[Mapping[str, np.ndarray]], *, tr
         )
     binding, values = _binding(session, feeds[0])
     run_with, synchronize = session.ort.run_with_iobinding, binding.synchronize_outputs
-    trial = ort.RunOptions()
-    trial.add_run_config_entry(_GRAPH, _NO_GRAPH)
-    run_with(binding, trial)  # ORT allocates the outputs, which from now on stay where they are
+    run_with(binding, without_graph())  # ORT allocates the outputs, which from now on stay where they are
     synchronize()
     for spec, value in zip(session.signature.outputs, binding.get_outputs(), strict=True):
         binding.bind_ortvalue_output(spec.name, value)

@@ -98,7 +98,7 @@ def cuda_graph(stage: Stage) -> str:
     """Recorded once, replayed with each feed: the same outputs as without; and its latency."""
     stage.needs_cuda()
     plain, graph = stage.open(stage.nets.teacher), stage.open(stage.nets.teacher, enable_cuda_graph="1")
-    assert runner.has_cuda_graph(graph), "the option did not arrive"
+    assert graph.cuda_graph, "the option did not arrive"
     feeds = _feeds(stage, 4)
     for feed, call in zip(feeds, runner.runs(graph, feeds, bind=False), strict=True):
         _near(runner.outputs(call())[0], plain.run(feed)["y"], 1e-5)

@@ -1,6 +1,7 @@
 """The scenario 'placement' from end to end, and its tables."""
 
 import json
+import os
 
 import bench_models
 import pytest
@@ -132,3 +133,19 @@ def test_real_models_sum_to_one(name, shared):
     assert set(out["providers"]) == {"cpu"}
     # what runs inside of an If is not counted twice
     assert all(sum(ns[run] for ns in found.ns.values()) <= found.run_ns[run] for run in range(5))
+
+
+def test_a_gpu_is_profiled_in_a_process_that_waits_for_its_kernels(tmp_path, monkeypatch):
+    """In a process of its own, since CUDA reads the variable once; here the CPU stands in."""
+    path = bench_models.linear(tmp_path / "m.onnx", layers=2)
+    seen = []
+    real = placed.worker.isolated
+    monkeypatch.setattr(placed, "_GPU", ("cpu",))
+    monkeypatch.setattr(placed.worker, "isolated", lambda *call: seen.append(call) or real(*call))
+    (found,) = bench(path, scenario="placement", seconds=0.2, max_runs=20).results
+    assert sum(found.profile.nodes.values()) == 4
+    assert {call[0] for call in seen} == {placed._blocking}
+    assert any("CUDA_LAUNCH_BLOCKING" in note for note in found.notes)
+    assert "CUDA_LAUNCH_BLOCKING" not in os.environ
+    monkeypatch.setitem(os.environ, "CUDA_LAUNCH_BLOCKING", "0")
+    assert placed._blocking(lambda: os.environ["CUDA_LAUNCH_BLOCKING"]) == "1"

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from onnxcomp import runtime
 from onnxcomp.bench import bench, runner, scenario
 from onnxcomp.errors import ProviderError, UsageError
 from onnxcomp.model import InputSpec, Signature
@@ -71,16 +72,19 @@ def cuda(monkeypatch):
         "ort",
         types.SimpleNamespace(
             OrtValue=types.SimpleNamespace(ortvalue_from_numpy=ortvalue_from_numpy),
-            RunOptions=FakeOptions,
             IOBinding=FakeBinding,
         ),
     )
+
+    monkeypatch.setattr(runtime.ort, "RunOptions", FakeOptions)
 
     def make(*, graph=False, provider="cuda"):
         options = {"CUDAExecutionProvider": {"enable_cuda_graph": str(int(graph))}}
         ort = types.SimpleNamespace(
             io_binding=lambda: FakeBinding(log),
-            run=lambda names, feed: log.append(("run", names, sorted(feed))),
+            run=lambda names, feed, *options: (
+                log.append(("run", names, sorted(feed), *(o.entries for o in options))) or ["y", "z"]
+            ),
             run_with_iobinding=lambda binding, options=None: log.append(
                 ("run", options.entries if options is not None else "bound")
             ),
@@ -148,6 +152,17 @@ def test_a_graph_with_transfers_writes_each_feed_to_its_address(cuda):
     updates = [entry for entry in log if entry[:2] == ("update", "x")]
     assert updates == [("update", "x", 2.0), ("update", "x", 1.0)]
     assert log[-2:] == [("run", "bound"), "copied back"]
+
+
+def test_a_run_without_binding_records_nothing(cuda):
+    """Addresses of what `Session.run` copies to the device do not stay: feeds are tried before anything is bound."""
+    session, log = cuda(graph=True)
+    assert session.run(feed(1)) == {"y": "y", "z": "z"}
+    assert log == [("run", None, ["s", "x"], {"gpu_graph_id": "-1"})]
+    session, log = cuda()
+    log.clear()
+    session.run(feed(1))
+    assert log == [("run", None, ["s", "x"])]
 
 
 def test_a_graph_of_several_shapes_is_refused(cuda):
