@@ -76,6 +76,9 @@ def _lead(document: Json) -> list[str]:
             rate = r["slo"]["highest_rate"]
             most = "" if rate is None else f" up to {rate:.4g} requests a second"
             lines.append(f"{_name(r['model'])}: p99 within {r['slo']['p99_ms']:g} ms {r['slo']['verdict']}{most}.")
+    swept = [r["front"] for r in document["results"] if "front" in r]
+    if swept:
+        lines.append(f"{sum(swept)} of {len(swept)} settings are on the front: none is better in both.")
     return [*lines, f"Trust in these timings: {document['trust']['grade']}."]
 
 

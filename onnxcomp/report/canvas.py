@@ -26,6 +26,9 @@ MARKERS: tuple[str, ...] = ("o", "s", "^", "D", "v", "P", "X", "h")
 
 _LONGEST_NAME = 40
 
+#: an axis whose largest value is so many times the smallest is logarithmic
+_FAR = 20
+
 
 def pyplot() -> Any:
     """`matplotlib.pyplot`, without a display. Raises UnsupportedError where it is not installed."""
@@ -87,12 +90,52 @@ def legend(ax: Any, handles: Sequence[Any], labels: Sequence[str], *, columns: i
     )  # fmt: skip
 
 
-def logarithmic(ax: Any) -> None:
-    """A logarithmic y axis with plain numbers: formulas are not drawn, names could be some."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(lambda _value, _: "")
-    ax.margins(y=0.15)
+def span(axis: Any, values: Sequence[float], *, from_zero: bool = True) -> None:
+    """Limits of an axis: from zero, or logarithmic where the largest value is far from the smallest.
+
+    The numbers are plain: formulas are not drawn, since names could be some.
+    """
+    ax, which = axis.axes, axis.axis_name
+    low, high = min(values), max(values)
+    if not (low > 0 and high > _FAR * low):
+        ax.margins(**{which: 0.1})
+        if from_zero:
+            ax.set(**{f"{which}lim": (0, 1.18 * high if high > 0 else 1)})
+        return
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set(**{f"{which}scale": "log", f"{which}lim": (low / 1.6, 1.8 * high)})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def beside(ax: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Words beside points, above, below, right or left, where they cover no point and no other word.
+
+    Args:
+        ax: axes with their final limits.
+        points: (x, y, words, colour); words that find no place are left out, '' stands for none.
+    """
+    ax.figure.canvas.draw()  # where things are is known only then
+    scale = 72 / ax.figure.dpi
+    places = [tuple(scale * v for v in ax.transData.transform((x, y))) for x, y, _, _ in points]
+    taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in places]
+    for (x, y, words, colour), (px, py) in zip(points, places, strict=True):
+        wide, high = 4.9 * len(words), 9.0
+        for dx, dy in ((0, 11), (0, -11), (wide / 2 + 7, 0), (-wide / 2 - 7, 0), (wide / 2 + 5, 8), (wide / 2 + 5, -8)):
+            box = (px + dx - wide / 2, py + dy - high / 2, px + dx + wide / 2, py + dy + high / 2)
+            if words and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                ax.annotate(
+                    words, (x, y), xytext=(dx, dy), textcoords="offset points", ha="center", va="center", fontsize=8.5,
+                    color=colour,
+                )  # fmt: skip
+                break
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def short(name: str, longest: int = _LONGEST_NAME) -> str:

@@ -9,9 +9,6 @@ from onnxcomp.report import canvas, plots
 
 Json = Mapping[str, Any]
 
-#: points of a picture that have their setting written beside them
-_NAMED = 14
-
 
 def rates(rows: Sequence[tuple[str, Sequence[Json]]], *, slo_ms: float | None) -> str:
     """p99 with its interval over the rate of requests: the trials of a search, by what they said.
@@ -43,10 +40,9 @@ def rates(rows: Sequence[tuple[str, Sequence[Json]]], *, slo_ms: float | None) -
     ax.set_xlabel("requests a second", color=canvas.INK)
     ax.set_ylabel("p99 in ms", color=canvas.INK)
     spread = [t["p99_ms"]["value"] for _, trials in rows for t in trials if t["p99_ms"]["estimable"]]
-    if spread and max(spread) > 20 * min([*spread, *([slo_ms] if slo_ms else [])]):
-        canvas.logarithmic(ax)
-    else:
-        ax.set_ylim(bottom=0)
+    if spread:
+        highs = [t["p99_ms"]["high"] or 0 for _, trials in rows for t in trials if t["p99_ms"]["estimable"]]
+        canvas.span(ax.yaxis, [*spread, *highs, *([slo_ms] if slo_ms else [])])
     ax.margins(x=0.08)
     canvas.legend(ax, handles, labels)
     return canvas.svg(figure, "p99 over the rate of requests: " + ", ".join(name for name, _ in rows))
@@ -63,6 +59,7 @@ def points(rows: Sequence[tuple[str, Sequence[Json]]], *, x_label: str, y_label:
     """
     figure, ax = canvas.axes(3.2 + 0.2 * len(rows))
     handles, labels = [], []
+    words: list[tuple[float, float, str, str]] = []
     for i, (name, found) in enumerate(rows):
         colour, marker = canvas.SERIES[i % 8], canvas.MARKERS[i % 8]
         best = sorted((p for p in found if p["best"]), key=lambda p: p["x"])
@@ -73,21 +70,13 @@ def points(rows: Sequence[tuple[str, Sequence[Json]]], *, x_label: str, y_label:
             [p["x"] for p in best], [p["y"] for p in best], line + marker, color=colour, lw=1.5, ms=7.5, mec="white"
         )
         labels.append(name + (f" ({front})" if front else ""))
-        every = sorted(found, key=lambda p: (not p["best"], -p["x"]))
-        for p in every[: max(_NAMED // len(rows), 1)]:
-            ax.annotate(
-                p["label"], (p["x"], p["y"]), xytext=(0, 6), textcoords="offset points", ha="center", va="bottom",
-                fontsize=8, color=colour,
-            )  # fmt: skip
+        words += [(p["x"], p["y"], p["label"], colour) for p in sorted(found, key=lambda p: not p["best"])]
     ax.set_xlabel(x_label, color=canvas.INK)
     ax.set_ylabel(y_label, color=canvas.INK)
-    ys = [p["y"] for _, found in rows for p in found]
-    if max(ys) > 20 * max(min(ys), 1e-9):
-        canvas.logarithmic(ax)
-    else:
-        ax.set_ylim(0, 1.18 * max(ys))
-    ax.margins(x=0.12)
+    canvas.span(ax.xaxis, [w[0] for w in words], from_zero=False)
+    canvas.span(ax.yaxis, [w[1] for w in words])
     canvas.legend(ax, handles, labels)
+    canvas.beside(ax, words)
     return canvas.svg(figure, f"{y_label} over {x_label}: " + ", ".join(name for name, _ in rows))
 
 

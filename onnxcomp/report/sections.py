@@ -160,6 +160,7 @@ _MAKERS: dict[str, Callable[[Json], list[Section]]] = {
     "prune": _record,
     "run": _record,
     "share": _record,
+    "distill": _record,
     "plan": planned.sections,
     "shrink": shrunk.sections,
 }

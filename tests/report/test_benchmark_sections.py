@@ -7,7 +7,7 @@ import re
 import bench_rows
 import pytest
 
-from onnxcomp.report import plots
+from onnxcomp.report import plots, tables
 from onnxcomp.report.benchmark import labels
 from onnxcomp.report.page import build
 
@@ -52,6 +52,17 @@ def test_axes_of_a_wide_range_have_plain_numbers():
     text = drawn(build([bench_rows.document(*rows)]))
     assert "mathdefault" not in text
     assert re.search(r"\b0\.1\b", text)
+
+
+def test_words_beside_points_cover_nothing():
+    rows = [{**bench_rows.throughput()[0], "batch": n, "throughput": 100.0 + n} for n in range(1, 30)]
+    page = build([bench_rows.document(*rows)])
+    beside = re.findall(r"<text[^>]*>(\d+/1/1)</text>", page)
+    assert 2 <= len(beside) < 29  # the points stand too close for all
+
+
+def test_a_sweep_says_how_many_are_on_the_front():
+    assert "2 of 3 settings are on the front" in build([bench_rows.document(*bench_rows.sweep())])
 
 
 def test_the_baseline_stands_first_with_its_verdict():
@@ -105,3 +116,10 @@ def test_the_tail_is_cut_and_counted():
     page = build([bench_rows.document(row)])
     assert "(3 of 100 beyond)" in drawn(page)
     assert plots.far([("net", row["samples"]["wall_ns"])]) == pytest.approx(3.0)
+
+
+def test_the_terminal_says_what_the_gate_says(capsys):
+    tables.benchmark(bench_rows.document(bench_rows.latency(), baseline=bench_rows.gated("undecided")))
+    out = capsys.readouterr().out
+    for shown in ("baseline old.json", "undecided", "0.913x [0.902, 0.924]", "why it is so", "only in the baseline"):
+        assert shown in out

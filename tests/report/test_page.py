@@ -40,7 +40,7 @@ def elements(page):
 @pytest.fixture(scope="module")
 def everything():
     """A page of every kind of result."""
-    records = [results.record(verb) for verb in ("optimize", "quantize", "prune", "run")]
+    records = [results.record(verb) for verb in ("optimize", "quantize", "prune", "run", "share", "distill")]
     found = [results.demo(), results.bench(), results.fidelity(), results.score(), *records]
     return build(found, title="All of it")
 
