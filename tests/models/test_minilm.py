@@ -16,6 +16,7 @@ from onnxcomp_models.minilm import model, sentences
 from onnxcomp_models.minilm import unlabelled as without_labels
 
 from onnxcomp.errors import DataError, UnsupportedError
+from onnxcomp.recipe import Recipe
 
 CARD = (ROOT / "models" / "minilm" / "README.md").read_text()
 TEXTS = [
@@ -242,6 +243,15 @@ def test_the_command_writes_sentences_without_labels(both, tmp_path, monkeypatch
             np.testing.assert_array_equal(few[name], many[name][:3])
     with np.load(out / command.COMMANDS) as commands:
         np.testing.assert_array_equal(commands["input_ids"], minilm.encode(["hm"])[0])
+
+
+def test_the_recipe_of_the_card_cuts_a_third_of_the_layers_and_half_of_the_neurons():
+    text = (ROOT / "models" / "minilm" / "shrink.toml").read_text()
+    blocks, neurons = Recipe.parse(text).passes
+    assert (blocks.blocks, neurons.sparsity) == (2, 0.5)
+    names = {name for name, _ in model.MiniLM().named_modules()}
+    assert names.issuperset([*blocks.exclude, *neurons.exclude])
+    assert text.strip() in CARD
 
 
 def test_the_card_states_what_is_so():
