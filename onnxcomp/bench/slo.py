@@ -33,6 +33,9 @@ _STEPS, _STEP, _FALLBACK = 40, 1.04, 1.2
 
 _SHORTEST = 0.5  # seconds
 
+#: the rate of the long run is at most so many times the highest that was tried, or it is not told
+NEAR = 2.0
+
 #: run an open loop at (rate, for so many seconds)
 Trial = Callable[[float, float], Traffic]
 
@@ -194,14 +197,17 @@ def limit(search: Search, slo_p99_ms: float, *, seed: int = 0) -> Estimate | Non
     number per run, each of fresh workers; the interval is over runs. Our own lateness, which only meets requests
     that find a worker idle, is not in it.
 
-    None for a search of one run, or where requests failed, or the service alone misses the objective.
+    None for a search of one run, or where requests failed, or the service alone misses the objective; and where
+    no run came near: a worker that is mostly idle has other service times than one that is busy, above all where
+    others want its core.
     """
     runs = [traffic for traffic, _ in search.trials if not traffic.failed.any() and traffic.served]
     found = [queueing.highest_rate(run.service_ms, slo_p99_ms, workers=run.workers, seed=seed) for run in runs]
     rates = [rate for rate in found if rate is not None]
     if len(rates) < 2 or len(rates) < len(search.trials):
         return None
-    return ratio_interval(np.log(rates))
+    found_rate = ratio_interval(np.log(rates))
+    return found_rate if found_rate.value <= NEAR * max(run.rate for run in runs) else None
 
 
 def _next(low: float | None, high: float | None, tried: int) -> float:

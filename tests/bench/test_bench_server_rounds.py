@@ -98,6 +98,8 @@ def test_no_limit_from_one_run_or_where_requests_failed():
     assert slo.limit(slo.Search(tuple(runs), 0, None), 10.0) is not None
     assert slo.limit(slo.Search(tuple(runs[:1]), 0, None), 10.0) is None
     assert slo.limit(slo.Search(tuple(runs), None, None), 0.5) is None  # no run is that short
+    far = [(line(rate, 5.0), slo.Judgement("met")) for rate in (100.0, 200.0)]
+    assert slo.limit(slo.Search(tuple(far), 1, None), 10.0) is None  # it would be four times as high
     failed = dataclasses.replace(runs[0][0], failed=np.ones(runs[0][0].served, bool))
     assert slo.limit(slo.Search(((failed, slo.Judgement("missed")), *runs[1:]), None, None), 10.0) is None
 
