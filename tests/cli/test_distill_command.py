@@ -23,6 +23,11 @@ KEYS = {
     "equivalence", "speed", "data", "warnings", "versions",
 }  # fmt: skip
 
+#: what one pass of a record has, what `effect` of a training, what an epoch
+STEP = {"name", "options", "seconds", "peak_rss_bytes", "effect", "notes"}
+EFFECT = {"trained_parameters", "parameters", "steps", "best_epoch", "stopped_early", "before", "after"}
+EPOCH = {"epoch", "loss", "validation", "seconds", "lr"}
+
 QUICK = ("--epochs", 2, "--batch", 20, "--lr", 0.02)
 
 
@@ -45,7 +50,14 @@ def test_the_json_is_the_record(folder, tmp_path):
     assert set(result) == KEYS
     assert result == json.loads((tmp_path / "out.onnx.record.json").read_text())
     (step,) = result["passes"]
+    assert set(step) == STEP
+    assert set(step["effect"]) >= EFFECT
     assert step["name"] == "distill"
+    assert step["peak_rss_bytes"] > 50 << 20
+    assert result["input"]["kind"] == "onnx"
+    assert {"path", "sha256", "bytes"} <= result["input"].keys() & result["output"].keys() & result["student"].keys()
+    assert {"source", "samples", "sha256", "trained", "judged"} <= result["data"].keys()
+    assert all(set(entry) >= EPOCH for entry in result["history"])
     assert step["options"]["hint"] == ["h=h"]
     assert step["options"]["labels_weight"] == 0.2
     assert step["effect"]["after"]["accuracy"] > step["effect"]["before"]["accuracy"]
@@ -88,11 +100,50 @@ def test_an_interrupted_command_goes_on(folder, tmp_path):
         (("--loss", "l1"), 2, "'l1' is not one of"),
         (("--data", "random:50"), 3, "needs real data"),
         (("--lr", 1e-30), 5, "no epoch is better"),  # steps too small to change a float
+        (("--teacher", __file__), 3, "damaged or not an ONNX model"),
+        (("--student", "net.pt"), 3, "a pickled module is never read"),
+        (("--hint", "h=h:atention"), 2, "did you mean 'attention'?"),
+        (("--hint", "h=h:attention"), 2, "attention h=h"),
+        (("--provider", "cuda"), 2, "--provider"),
     ],
 )
 def test_what_fails_says_why(folder, tmp_path, arguments, code, text):
     fails(code, *line(folder, tmp_path / "out.onnx", *arguments), text=text)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_and_inputs_are_kept(folder, tmp_path):
+    """An output that exists, and one that is an input: codes 8 and 2, and the bytes are what they were."""
+    (tmp_path / "out.onnx").write_bytes(b"mine")
+    fails(8, *line(folder, tmp_path / "out.onnx"), text="exists")
+    before = (folder / "student8.onnx").read_bytes()
+    fails(2, *line(folder, folder / "student8.onnx", "--force"), text="same file")
+    assert ((tmp_path / "out.onnx").read_bytes(), (folder / "student8.onnx").read_bytes()) == (b"mine", before)
+
+
+_NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.only = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.only(x)
+
+def net():
+    return Net()
+"""
+
+
+def test_a_module_teaches_by_its_name(folder, tmp_path):
+    """A Python object on the command line; its outputs have no name, the file's goes with it by place."""
+    (tmp_path / "net.py").write_text(_NET)
+    target = f"{tmp_path / 'net.py'}:net"
+    result = ok(*line(folder, tmp_path / "out.onnx", "--teacher", target))
+    assert (result["input"]["path"], result["input"]["kind"]) == (target, "torch")
+    assert result["fidelity"]["samples"] == 20
 
 
 def test_torchrun_shares_the_command(folder, tmp_path):
