@@ -58,6 +58,10 @@ class Duration(click.ParamType[float]):
     "--train/--no-train", default=False, show_default=True,
     help="Cut deeper, and let MODEL teach what is left; needs torch, and most of the time.",
 )  # fmt: skip
+@click.option(
+    "--tune/--no-tune", default=True, show_default=True,
+    help="Look for session settings of the result and of MODEL, and compare both at their best ('latency').",
+)  # fmt: skip
 @click.option("--time-budget", type=Duration(), default="10m", show_default=True, metavar="TIME", help="For all of it.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random orders of the comparison.")
 @click.option("-o", "--output", required=True, metavar="DIR", help="The folder of the result.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,23 +136,20 @@ def shrink(
         on_outcome=listen,
     )
     epochs = ground.epochs(study, time_budget) if train and choice.cuts else 0
-    try:
-        complete = search.run(converse(choice, better=wish.better, holds=wish.holds, epochs=epochs))
-    except KeyboardInterrupt:
-        keep(folder, final.finalists(tuple(heard.values()), wish, ground.kind.bytes)[:1])
-        raise
-    outcomes = tuple(heard.values())
     feeds = splits.path("selection")
-    chosen = final.finalists(outcomes, wish, ground.kind.bytes)
     timed: list[final.Timed] = []
     benchmark: dict[str, Any] | None = None
-    if chosen:
-        timed, benchmark = run(final.compare, source, chosen, wish, data=feeds, seconds=comparing, seed=seed)
-    tested = final.test(final.ranked(timed, wish), wish, judge)
-    best = tested[-1] if tested and tested[-1].met else None
     settled: Settled | None = None
-    if best is not None and settling:
-        settled = run(settle, source, Path(best.path), wish, data=feeds, seconds=settling, seed=seed)
+    with _best_so_far(folder, heard, wish, ground.kind.bytes):
+        complete = search.run(converse(choice, better=wish.better, holds=wish.holds, epochs=epochs))
+        outcomes = tuple(heard.values())
+        chosen = final.finalists(outcomes, wish, ground.kind.bytes)
+        if chosen:
+            timed, benchmark = run(final.compare, source, chosen, wish, data=feeds, seconds=comparing, seed=seed)
+        tested = final.test(final.ranked(timed, wish), wish, judge)
+        best = tested[-1] if tested and tested[-1].met else None
+        if best is not None and settling:
+            settled = run(settle, source, Path(best.path), wish, data=feeds, seconds=settling, seed=seed)
     result = Shrunk(
         baseline={**ground.file, "score": ground.tested.value.to_json()},
         wanted=wish,
@@ -173,6 +171,16 @@ def shrink(
     )
     write(folder, result)
     return result
+
+
+@contextlib.contextmanager
+def _best_so_far(folder: Path, heard: Mapping[str, Outcome], wish: Wanted, size: int) -> Iterator[None]:
+    """What an interruption leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        keep(folder, final.finalists(tuple(heard.values()), wish, size)[:1])
+        raise
 
 
 def _tunable(wish: Wanted, *, tune: bool) -> bool:
