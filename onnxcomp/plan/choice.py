@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -89,10 +90,12 @@ class Plan:
 
     @property
     def best(self) -> Option | None:
-        """The option to start, of all models; None where nothing holds the objective."""
+        """The option to start, of all models; None where nothing holds the objective.
+
+        On as many machines and cores, that of the model whose requests take least of them.
+        """
         found = [one.best for one in self.plans if one.judgement.verdict == self.verdict]
-        ranked = rank([one for one in found if one is not None])
-        return ranked[0] if ranked else None
+        return min((one for one in found if one is not None), key=_taken, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """The keys of `onnxcomp plan --json`, schema onnxcomp/plan/1."""
@@ -132,6 +135,12 @@ def start(option: Option) -> dict[str, Any]:
         "verdict": option.verdict or "undecided",
         "cost_per_million": None if option.cost is None else option.cost.to_json(),
     }
+
+
+def _taken(option: Option) -> tuple[float, ...]:
+    """Machines, cores, and CPU time of a request."""
+    machines = math.inf if option.need is None else option.need.machines
+    return machines, option.cores, math.inf if option.measured is None else option.measured.cpu_seconds
 
 
 def compared(reference: ModelPlan, candidate: ModelPlan) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def affordable(found: First, seconds: float) -> tuple[First, tuple[Serving, ...]
     count = int(seconds / (_FEWEST * (found.start_seconds + max(_SHORTEST, _RUNS * found.run_seconds))))
     likely = sorted(found.fitting, key=lambda one: one.configuration.unlikely)
     least = len({one.configuration.model for one in likely})
-    kept = likely[: max(count, least)]
+    kept = likely[: max(count - count % least, least)]  # as many of each model
     left_out = tuple(one for one in found.fitting if one not in kept)
     return dataclasses.replace(found, fitting=tuple(one for one in found.fitting if one in kept)), left_out
 

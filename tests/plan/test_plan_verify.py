@@ -118,6 +118,16 @@ def test_models_are_compared_by_the_workers_that_they_need():
     assert choice.compared(slow, hopeless)["statement"] == "nothing that was measured of b.onnx holds the objective"
 
 
+def test_of_models_on_as_many_cores_the_one_that_takes_least_of_them_is_started():
+    slow, fast = planned("a/fp32.onnx", 4.0, rate=60.0), planned("a/int8.onnx", 2.0, rate=60.0, pss=500 * simulated.MB)
+    assert slow.best.cores == fast.best.cores == 1
+    both = choice.Plan(
+        objective=slow.best.objective, environment=None, trust=None, models=(), plans=(slow, fast), notes=(), seed=1,
+        seconds=1.0,
+    )  # fmt: skip
+    assert (both.verdict, both.best) == ("met", fast.best)
+
+
 def test_other_kinds_are_verified_with_the_time_that_is_left():
     threads, processes = (
         simulated.option(simulated.serving(kind=kind, workers=2, mean_ms=4.0, pss=pss), rate=300.0)
