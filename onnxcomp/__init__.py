@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from onnxcomp.record import Record
     from onnxcomp.runtime import SessionSettings, open_session
     from onnxcomp.settings import read_settings
+    from onnxcomp.shrink import Shrunk, shrink
 
 
 def __getattr__(name: str) -> Any:
