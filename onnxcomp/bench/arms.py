@@ -13,6 +13,7 @@ import numpy as np
 from onnxcomp.bench import compare as comparing
 from onnxcomp.bench import runner, statistics
 from onnxcomp.bench.clock import Clock
+from onnxcomp.bench.feeds import shape_numbers
 from onnxcomp.bench.runner import Run
 from onnxcomp.runtime import Session, SessionSettings, open_session
 
@@ -84,16 +85,18 @@ def compare_arms(
     clock = clock_of(arms)
     begun = time.monotonic()
     trials = [_trial(arm, feeds) for arm in arms]
+    shapes = shape_numbers(feeds)
     left = max(seconds - (time.monotonic() - begun), seconds / 2)
     opening, running = zip(*trials, strict=True)
     return comparing.compare(
         [arm.name for arm in arms],
         [_opener(arm, feeds) for arm in arms],
         clock=clock,
-        plan=comparing.plan([*running, running[0]], [*opening, opening[0]], left),
+        plan=comparing.plan([*running, running[0]], [*opening, opening[0]], left, shapes=len(set(shapes))),
         seconds=left,
         seed=seed,
         delta=delta,
+        shapes=shapes,
         progress=progress,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,6 @@ class Feeds:
         size = sum(array.nbytes for array in self.arrays[0].values())
         return dataclasses.replace(self, arrays=self.arrays[: max(_FEW_BYTES // max(size, 1), 1)])
 
-    def shape_numbers(self) -> tuple[int, ...]:
-        """One number per feed, the same for feeds of the same shapes: each is to be warm before it counts."""
-        shapes = [tuple((name, np.shape(array)) for name, array in feed.items()) for feed in self.arrays]
-        return tuple(shapes.index(shape) for shape in shapes)
-
     def to_json(self) -> dict[str, Any]:
         """`{source, random, distinct, shapes}`; the shapes are those of the first run."""
         shapes = {name: list(np.shape(array)) for name, array in self.arrays[0].items()}
@@ -58,6 +53,12 @@ class Feeds:
             "distinct": len(self.arrays),
             "shapes": shapes,
         }
+
+
+def shape_numbers(arrays: Sequence[Mapping[str, np.ndarray]]) -> tuple[int, ...]:
+    """One number per feed, the same for feeds of the same shapes: each is to be warm before it counts."""
+    shapes = [tuple((name, np.shape(array)) for name, array in feed.items()) for feed in arrays]
+    return tuple(shapes.index(shape) for shape in shapes)
 
 
 def make_feeds(

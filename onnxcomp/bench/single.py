@@ -11,7 +11,7 @@ from onnxcomp import memory
 from onnxcomp.bench import compare as comparing
 from onnxcomp.bench import latency, runner
 from onnxcomp.bench.clock import Clock, clock_for
-from onnxcomp.bench.feeds import Feeds
+from onnxcomp.bench.feeds import Feeds, shape_numbers
 from onnxcomp.bench.job import Job
 from onnxcomp.bench.placement import placement
 from onnxcomp.bench.result import Result
@@ -80,7 +80,7 @@ def _compare(job: Job, results: Sequence[Result], feeds: Feeds, clock: Clock) ->
     usual = [float(np.mean(r.latency.wall_ns)) / 1e9 for r in results]
     opening = [r.open_seconds for r in results]
     budget = job.seconds * _COMPARE_SHARE
-    shapes = feeds.shape_numbers()
+    shapes = shape_numbers(feeds.arrays)
     return comparing.compare(
         job.names,
         [_opener(job, index, feeds) for index in range(len(job.paths))],

@@ -5,7 +5,7 @@
 
 from onnxcomp.callable import make_callable
 from onnxcomp.shrink.result import Shrunk
-from onnxcomp.shrink.shrink import shrink
+from onnxcomp.shrink.make import shrink
 from onnxcomp.shrink.wanted import Wanted
 
 __all__ = ["Shrunk", "Wanted", "shrink"]
