@@ -47,12 +47,16 @@ class Duration(click.ParamType[float]):
     "--gate", type=click.Choice(("upper", "mean")), default="upper", show_default=True,
     help="What meets the budget: the upper end of the drop's interval, or the drop.",
 )  # fmt: skip
-@click.option("--minimize", type=click.Choice(("latency", "size")), default="latency", show_default=True)
+@click.option("--minimize", type=click.Choice(("latency", "size", "cost")), default="latency", show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Samples per run.")
 @click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, help="Intra-op threads.")
 @click.option("--provider", default="cpu", show_default=True, help="Where it runs.")
 @click.option("--max-bytes", type=shells.Size(), metavar="BYTES", help="Largest file (24MB).")
 @click.option("--min-speedup", type=float, metavar="X", help="At least so many times as fast as MODEL.")
+@click.option(
+    "--slo-p99", "slo_p99_ms", type=float, metavar="MS", help="99 of 100 requests within so many ms ('cost')."
+)
+@click.option("--price-per-hour", type=float, default=1.0, show_default=True, help="Of this machine ('cost').")
 @click.option("--passes", metavar="P[,P...]", help="Only these passes may be used.")
 @click.option(
     "--train/--no-train", default=False, show_default=True,

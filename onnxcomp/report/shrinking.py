@@ -97,9 +97,16 @@ def sentence(result: Json) -> str:
     allowed = text.score(result["wanted"]["max_drop"], result["metric"])
     early = "" if result["complete"] else " The time was over before everything was tried."
     if best is not None:
+        cost, own = best["cost_per_million"], result["baseline"]["cost"]
+        cheaper = (
+            f" A million requests cost {cost['value']:.3g} [{cost['low']:.3g}, {cost['high']:.3g}]"
+            + (", with the input none can be held." if own is None else f", with the input {own['value']:.3g}.")
+            if cost is not None
+            else ""
+        )
         return (
             f"{best['name']} is {best['speedup']['value']:.2f} times as fast and {1 / best['size_ratio']:.2f} times "
-            f"smaller, within a drop of {allowed}: {best['path']}.{early}"
+            f"smaller, within a drop of {allowed}: {best['path']}.{cheaper}{early}"
         )
     needed = result["samples_needed"]
     more = "" if needed is None else f" About {needed:,} test samples would make it certain."

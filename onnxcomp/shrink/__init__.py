@@ -4,8 +4,8 @@
 """
 
 from onnxcomp.callable import make_callable
-from onnxcomp.shrink.result import Shrunk
 from onnxcomp.shrink.make import shrink
+from onnxcomp.shrink.result import Shrunk
 from onnxcomp.shrink.wanted import Wanted
 
 __all__ = ["Shrunk", "Wanted", "shrink"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,13 @@ class Timed:
         outcome: what it is.
         speedup: with the interval over rounds.
         verdict: faster, slower, equivalent or undecided.
+        cost: of a million requests; None where it was not asked for, or where the objective for p99 cannot be held.
     """
 
     outcome: Outcome
     speedup: Interval
     verdict: str
-
-    def to_json(self) -> dict[str, Any]:
-        """`{name, speedup, verdict}`."""
-        return {
-            "name": self.outcome.candidate.name,
-            "speedup": self.speedup.to_json(),
-            "verdict": self.verdict,
-        }
+    cost: Interval | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +113,36 @@ def compare(
     return timed, result
 
 
-def ranked(timed: Sequence[Timed], wanted: Wanted) -> list[Timed]:
-    """In the order in which they meet the test samples; what is slower than the input never does for latency."""
+def price(
+    source: Path, timed: Sequence[Timed], wanted: Wanted, *, data: Path, seconds: float, seed: int
+) -> tuple[Interval | None, list[Timed]]:
+    """What a million requests cost with the input, and with each finalist, on the same arrivals."""
+    from onnxcomp.plan.cost import cost
+
+    assert wanted.slo_p99_ms is not None
+    found: list[Interval | None] = []
+    for path in (source, *(Path(str(one.outcome.path)) for one in timed)):
+        cost_of = cost(
+            path,
+            slo_p99_ms=wanted.slo_p99_ms,
+            price_per_hour=wanted.price_per_hour,
+            data=data,
+            seconds=seconds / (1 + len(timed)),
+            seed=seed,
+        )
+        found.append(
+            None if one is None else Interval(one.per_million.value, one.per_million.low, one.per_million.high)
+        )
+    own, *others = found
+    return own, [dataclasses.replace(one, cost=each) for one, each in zip(timed, others, strict=True)]
+
+
+def ranked(timed: Sequence[Timed], wanted: Wanted, own_cost: Interval | None = None) -> list[Timed]:
+    """In the order in which they meet the test samples: what is surely faster, or cheaper, than the input."""
+    if wanted.minimize == "cost":
+        most = math.inf if own_cost is None else own_cost.low
+        cheaper = [(one.cost.high, one) for one in timed if one.cost is not None and one.cost.high < most]
+        return [one for _, one in sorted(cheaper, key=lambda pair: pair[0])]
     if wanted.minimize == "size":
         return sorted(timed, key=lambda one: one.outcome.bytes)
     able = [one for one in timed if one.verdict == "faster"]

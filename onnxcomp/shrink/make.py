@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxcomp import documents, worker
 from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.evaluate.intervals import Interval
 from onnxcomp.evaluate.score import Score
 from onnxcomp.shrink import final, judging, words
 from onnxcomp.shrink.attempt import Task
@@ -24,15 +25,8 @@ from onnxcomp.shrink.plan import choose, converse
 from onnxcomp.shrink.result import Shrunk
 from onnxcomp.shrink.search import Clock, Search
 from onnxcomp.shrink.settle import Settled, settle
+from onnxcomp.shrink.shares import Shares, tunable
 from onnxcomp.shrink.wanted import Wanted
-
-#: share of the time that the last comparison gets, and bounds, in seconds
-_COMPARING = 0.12
-_SHORTEST, _LONGEST = 8.0, 90.0
-
-#: the same of tuning the settings of the winner and of the input
-_SETTLING = 0.15
-_SETTLING_SHORTEST = 20.0
 
 Progress = Callable[[str, float | None], None]
 
@@ -108,10 +102,10 @@ def shrink(
         "train": train,
     }
     ledger = Ledger(study / "journal.log", about, files=study / "candidates")
-    comparing = min(max(_COMPARING * time_budget, _SHORTEST), _LONGEST)
-    settling = min(max(_SETTLING * time_budget, _SETTLING_SHORTEST), _LONGEST) if _tunable(wish, tune=tune) else 0.0
-    testing = final.FINALISTS * ground.per_sample * splits.samples["test"]
-    clock = Clock(start + time_budget - comparing - settling - testing)
+    shares = Shares.of(
+        time_budget, wish, tune=tune, testing=final.FINALISTS * ground.per_sample * splits.samples["test"]
+    )
+    clock = Clock(start + shares.searching)
     choice = choose(ground.kind, smallest=wish.minimize == "size", provider=wish.provider, passes=passes)
     heard: dict[str, Outcome] = {}
 
@@ -140,18 +134,25 @@ def shrink(
     timed: list[final.Timed] = []
     benchmark: dict[str, Any] | None = None
     settled: Settled | None = None
+    own_cost: Interval | None = None
     with _best_so_far(folder, heard, wish, ground.kind.bytes):
         complete = search.run(converse(choice, better=wish.better, holds=wish.holds, epochs=epochs))
         outcomes = tuple(heard.values())
         chosen = final.finalists(outcomes, wish, ground.kind.bytes)
         if chosen:
-            timed, benchmark = run(final.compare, source, chosen, wish, data=feeds, seconds=comparing, seed=seed)
-        tested = final.test(final.ranked(timed, wish), wish, judge)
+            timed, benchmark = run(final.compare, source, chosen, wish, data=feeds, seconds=shares.comparing, seed=seed)
+        if chosen and wish.minimize == "cost":
+            own_cost, timed = run(final.price, source, timed, wish, data=feeds, seconds=shares.settling, seed=seed)
+        tested = final.test(final.ranked(timed, wish, own_cost), wish, judge)
         best = tested[-1] if tested and tested[-1].met else None
-        if best is not None and settling:
-            settled = run(settle, source, Path(best.path), wish, data=feeds, seconds=settling, seed=seed)
+        if best is not None and tunable(wish, tune=tune):
+            settled = run(settle, source, Path(best.path), wish, data=feeds, seconds=shares.settling, seed=seed)
     result = Shrunk(
-        baseline={**ground.file, "score": ground.tested.value.to_json()},
+        baseline={
+            **ground.file,
+            "score": ground.tested.value.to_json(),
+            "cost": None if own_cost is None else own_cost.to_json(),
+        },
         wanted=wish,
         metric=ground.own.metric,
         samples=splits.samples,
@@ -181,7 +182,3 @@ def _best_so_far(folder: Path, heard: Mapping[str, Outcome], wish: Wanted, size:
     except KeyboardInterrupt:
         keep(folder, final.finalists(tuple(heard.values()), wish, size)[:1])
         raise
-
-
-def _tunable(wish: Wanted, *, tune: bool) -> bool:
-    return tune and wish.provider == "cpu" and wish.minimize == "latency"

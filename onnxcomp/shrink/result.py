@@ -19,7 +19,7 @@ class Shrunk:
     """The best model within the budget, or the news that there is none.
 
     Attributes:
-        baseline: the input: {path, sha256, bytes, score}; the score on the test samples.
+        baseline: the input: {path, sha256, bytes, score, cost}; the score on the test samples.
         wanted: the budget, and what is minimized.
         metric: that judges.
         samples: how many calibrated, chose and tested.
@@ -100,6 +100,7 @@ class Shrunk:
             "sha256": outcome.sha256,
             "size_ratio": outcome.bytes / self.baseline["bytes"],
             "speedup": {**one.timed.speedup.to_json(), "verdict": one.timed.verdict},
+            "cost_per_million": _json(one.timed.cost),
             "score": one.score.value.to_json(),
             "drop": one.drop.to_json(),
             "samples": one.score.samples,

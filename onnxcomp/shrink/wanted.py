@@ -8,7 +8,7 @@ from typing import Any
 from onnxcomp.errors import UsageError, nearest
 from onnxcomp.shrink.outcome import Outcome
 
-OBJECTIVES = ("latency", "size")
+OBJECTIVES = ("latency", "size", "cost")
 GATES = ("upper", "mean")
 
 
@@ -18,13 +18,16 @@ class Wanted:
 
     Attributes:
         max_drop: what the metric may lose, in its own unit.
-        minimize: 'latency' or 'size'.
+        minimize: 'latency', 'size' or 'cost': of a million requests, one thread per core, at the highest rate at
+            which `slo_p99_ms` holds. While candidates are tried, their speed stands for it.
         gate: 'upper': the upper end of the drop's interval meets the budget; 'mean': the drop itself does.
         batch: samples in one run.
         threads: ORT's intra-op threads of the final comparison.
         provider: where it runs.
         max_bytes: largest file; None: any.
         min_speedup: least speed, by that of the input; None: any.
+        slo_p99_ms: 99 of 100 requests are answered within so many ms, waiting included ('cost').
+        price_per_hour: of this machine ('cost').
     """
 
     max_drop: float
@@ -35,6 +38,8 @@ class Wanted:
     provider: str = "cpu"
     max_bytes: int | None = None
     min_speedup: float | None = None
+    slo_p99_ms: float | None = None
+    price_per_hour: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("minimize", self.minimize, OBJECTIVES), ("gate", self.gate, GATES)):
@@ -43,6 +48,12 @@ class Wanted:
                 raise UsageError(f"unknown {name} '{value}'", where=f"--{name}", hint=hint)
         if not self.max_drop >= 0:
             raise UsageError("the budget must not be negative", where=f"max_drop={self.max_drop}")
+        if (self.minimize == "cost") != (self.slo_p99_ms is not None):
+            raise UsageError(
+                "the cost of requests needs an objective for p99, and nothing else does",
+                where="--slo-p99",
+                hint="--minimize cost --slo-p99 MS",
+            )
         if self.batch < 1 or self.threads < 0:
             raise UsageError("a batch is 1 or more, threads are 0 or more", where="--batch, --threads")
 

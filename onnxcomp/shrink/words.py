@@ -24,6 +24,8 @@ def why(
         return "no candidate could be made; the reasons stand with the rejected ones"
     if not chosen:
         return "no candidate is smaller or faster than the input and within the budget on the samples that choose"
+    if not tested and wish.minimize == "cost":
+        return "with no finalist requests are surely cheaper than with the input"
     if not tested:
         verdicts = ", ".join(f"{one.outcome.candidate.name}: {one.verdict}" for one in timed)
         return f"nothing is measurably faster than the input on this machine ({verdicts})"

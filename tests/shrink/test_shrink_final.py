@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from test_shrink_plan import outcome
 
+from onnxcomp.errors import UsageError
 from onnxcomp.evaluate.intervals import Interval
 from onnxcomp.evaluate.score import Score
 from onnxcomp.shrink import final
@@ -74,3 +76,20 @@ def test_the_test_ends_with_the_first_that_holds_and_its_interval_pays_for_all()
 def test_a_metric_where_less_is_better_loses_by_rising():
     (found,) = final.test([timed(0.1, 2.0)], WANTED, lambda *_: score(-0.5, -0.4, higher=False))
     assert (found.drop.value, found.drop.low, found.met) == (0.5, 0.4, False)
+
+
+def test_only_what_is_surely_cheaper_meets_the_test_for_cost():
+    wanted = Wanted(max_drop=0.01, minimize="cost", slo_p99_ms=50)
+
+    def costing(amount, value):
+        cost = None if value is None else Interval(value, value - 0.1, value + 0.1)
+        return dataclasses.replace(timed(amount, 2.0), cost=cost)
+
+    near, cheap, cheapest, impossible = costing(0.1, 0.85), costing(0.2, 0.5), costing(0.3, 0.4), costing(0.4, None)
+    own = Interval(1.0, 0.9, 1.1)
+    assert final.ranked([near, cheap, cheapest, impossible], wanted, own) == [cheapest, cheap]
+    assert final.ranked([near, impossible], wanted, None) == [near]  # with the input the objective cannot be held
+    with pytest.raises(UsageError, match="needs an objective"):
+        Wanted(max_drop=0.01, minimize="cost")
+    with pytest.raises(UsageError, match="nothing else does"):
+        Wanted(max_drop=0.01, slo_p99_ms=50)
