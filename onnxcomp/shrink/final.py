@@ -130,9 +130,8 @@ def price(
             seconds=seconds / (1 + len(timed)),
             seed=seed,
         )
-        found.append(
-            None if one is None else Interval(one.per_million.value, one.per_million.low, one.per_million.high)
-        )
+        per = None if cost_of is None else cost_of.per_million
+        found.append(None if per is None else Interval(per.value, per.low, per.high))
     own, *others = found
     return own, [dataclasses.replace(one, cost=each) for one, each in zip(timed, others, strict=True)]
 
