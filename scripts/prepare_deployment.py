@@ -8,8 +8,8 @@ SOURCE is an `.onnx` file, or what `onnxcomp export` takes; options of a step st
 
 DIR gets `model.onnx` (where SOURCE was exported), `shrunk/` with the model, its evidence and settings, `pack/` and
 `plan.json`; `--pack "--layout triton --plan DIR/plan.json"` lays out for Triton by it. A step that fails ends the
-script with the exit code of `onnxcomp`: 5 a gate, 9 undecided, and so on. Where nothing beats the model within the budget it
-goes on with the model as it is, unless `--strict`.
+script with the exit code of `onnxcomp`: 5 a gate, 9 undecided, and so on. Where nothing beats the model within the
+budget it goes on with the model as it is, unless `--strict`.
 """
 
 from __future__ import annotations
