@@ -340,7 +340,6 @@ def _interrupt(_signum: int, _frame: object) -> NoReturn:
 def _child(write_fd: int) -> None:
     """The child's main: read the task, run it, send the result."""
     global _reporter  # noqa: PLW0603 - one per process, set once
-    signal.signal(signal.SIGTERM, _interrupt)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         # where memory ends, this process goes first, not the caller's
@@ -366,6 +365,7 @@ def _child(write_fd: int) -> None:
 
     _reporter = tell
     try:
+        signal.signal(signal.SIGTERM, _interrupt)  # before, there is nothing to clean up: the signal just ends it
         call = pickle.loads(task)
         message = pickle.dumps(("result", call()))
     except OnnxcompError as error:
