@@ -48,7 +48,8 @@ def intervals(
         ax.axvspan(*band, color=canvas.SERIES[0], alpha=0.13, lw=0)
     if line is not None:
         ax.axvline(line, color=canvas.SOFT, lw=1, ls=(0, (4, 3)))
-    reach = _REACH * max(abs(scale * found["value"]) for _, found in rows) or math.inf
+    seen = [scale * found["value"] for _, found in rows] + list(band or ())
+    reach = _REACH * max(map(abs, seen)) or math.inf
     for i, (_, found) in enumerate(rows):
         value, low, high = (scale * found[k] for k in ("value", "low", "high"))
         colour = COLOURS[verdicts[i]] if verdicts else canvas.SERIES[0]

@@ -89,3 +89,10 @@ def test_an_interval_around_zero_is_drawn_whole(value):
     drawn = plots.intervals([("m", {"value": value, "low": -1.1, "high": 1.1})], label="drop")
     ticks = numbers(drawn)
     assert min(ticks) <= -1.0
+
+
+def test_an_interval_within_the_band_is_drawn_whole():
+    found = [("m", {"value": 0.03, "low": -0.25, "high": 0.32})]
+    assert plots.intervals(found, label="drop", band=(-0.5, 0.5)) != plots.intervals(
+        [("m", {"value": 0.03, "low": -0.2, "high": 0.3})], label="drop", band=(-0.5, 0.5)
+    )
