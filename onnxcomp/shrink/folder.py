@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnxcomp import documents
 from onnxcomp import model as models
-from onnxcomp.errors import OutputError, from_os_error
+from onnxcomp.errors import OutputError, UsageError, from_os_error
 from onnxcomp.shrink.outcome import Outcome
 from onnxcomp.shrink.result import Shrunk
 
@@ -16,8 +16,24 @@ from onnxcomp.shrink.result import Shrunk
 _RESULTS = ("recipe.toml", "report.html", "settings.json", "shrink.json")
 
 
-def study_in(folder: Path, *, resume: bool, force: bool) -> Path:
-    """The study's folder; raises OutputError for a folder that holds something, unless it is wanted so."""
+def study_in(folder: Path, *, resume: bool, force: bool, inputs: Sequence[Path]) -> Path:
+    """The study's folder, made.
+
+    Args:
+        folder: of the result.
+        resume: it may hold an earlier search.
+        force: what an earlier search has left is removed, and nothing else.
+        inputs: may not lie in it: they would be replaced.
+
+    Raises OutputError for a folder that holds something, unless it is wanted so, UsageError for an input in it.
+    """
+    for path in inputs:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                "the input lies in the folder of the result, which would replace it",
+                where=path,
+                hint="choose another folder",
+            )
     study = folder / "study"
     if folder.exists() and any(folder.iterdir()) and not resume:
         if not force:
@@ -28,7 +44,8 @@ def study_in(folder: Path, *, resume: bool, force: bool) -> Path:
             )
         if not study.exists() and not (folder / "shrink.json").exists():
             raise OutputError("the folder holds something else, which --force does not replace", where=folder)
-        shutil.rmtree(folder)
+        shutil.rmtree(study, ignore_errors=True)
+        keep(folder, [])
     try:
         study.mkdir(parents=True, exist_ok=True)
     except OSError as error:

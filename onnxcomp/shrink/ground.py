@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxcomp import model as models
 from onnxcomp import runtime
+from onnxcomp.bench.feeds import make_feeds
 from onnxcomp.errors import DataError
 from onnxcomp.evaluate.score import Score
 from onnxcomp.shrink import judging
@@ -93,6 +94,12 @@ def prepare(
     runs = 2 * (splits.samples["selection"] + splits.samples["test"])
     per_sample = (time.monotonic() - began) / runs
     return Ground(source, kind, file, splits, scores["selection"], scores["test"], per_sample, answers)
+
+
+def able(source: Path, data: Any, wish: Wanted) -> None:
+    """Raises what the comparison at the end would raise, after all the work: a provider or a batch that cannot be."""
+    session = runtime.open_session(source, provider=wish.provider)
+    make_feeds(data, session.signature.inputs, batch=wish.batch)
 
 
 def look(source: Path) -> tuple[Kind, dict[str, Any]]:

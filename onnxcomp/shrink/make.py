@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp import documents, worker
-from onnxcomp.errors import UnsupportedError, UsageError
+from onnxcomp.errors import UnsupportedError, UsageError, nearest
 from onnxcomp.evaluate.intervals import Interval
 from onnxcomp.evaluate.score import Score
+from onnxcomp.passes import CATALOGUE
 from onnxcomp.shrink import final, judging, words
 from onnxcomp.shrink.attempt import Task
 from onnxcomp.shrink.folder import keep, study_in, write
-from onnxcomp.shrink.ground import look, prepare
+from onnxcomp.shrink.ground import able, prepare
 from onnxcomp.shrink.ledger import Ledger
 from onnxcomp.shrink.outcome import Outcome
 from onnxcomp.shrink.plan import choose, converse
@@ -89,8 +90,10 @@ def shrink(
         raise UnsupportedError("training needs torch", where="--train", hint="pip install 'onnxcomp[torch]'")
     source, folder = Path(model), Path(output)
     run = functools.partial(worker.isolated, limits=limits, on_progress=on_progress)
-    run(look, source)  # what cannot be loaded leaves no folder behind
-    study = study_in(folder, resume=resume, force=force)
+    _known(passes)
+    run(able, source, data, wish)  # what can never be compared leaves no folder behind
+    given = [source, *(Path(one) for one in (data, eval) if one is not None)]
+    study = study_in(folder, resume=resume, force=force, inputs=given)
     ground = prepare(source, data, eval, metric, study=study, wish=wish, run=run)
     splits = ground.splits
     about = {
@@ -182,3 +185,12 @@ def _best_so_far(folder: Path, heard: Mapping[str, Outcome], wish: Wanted, size:
     except KeyboardInterrupt:
         keep(folder, final.finalists(tuple(heard.values()), wish, size)[:1])
         raise
+
+
+def _known(passes: Sequence[str] | None) -> None:
+    """Raises UsageError for a pass that there is not."""
+    names = [cls.name for cls in CATALOGUE]
+    for name in passes or ():
+        if name not in names:
+            hint = nearest(name, names) or f"there are: {', '.join(names)}"
+            raise UsageError(f"unknown pass '{name}'", where="--passes", hint=hint)

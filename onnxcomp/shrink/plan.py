@@ -100,7 +100,7 @@ def choose(kind: Kind, *, smallest: bool, provider: str, passes: Sequence[str] |
     )
     heavy = kind.convolutions + kind.products
     offer(cuts, ["channels"], heavy >= _WORTH, "no convolutions and matrices to speak of")
-    offer(cuts, ["layers"], kind.sums >= _LAYERS, "no residual branches")
+    offer(cuts, ["layers"], kind.sums >= _LAYERS, f"{kind.sums} sums: too few for layers to take out")
     offer(cuts, ["matrices"], kind.products >= 0.3, "few of the weights are matrices")
     if passes is not None:
         numbers, cuts = _allowed(numbers, cuts, set(passes), left)

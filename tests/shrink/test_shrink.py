@@ -12,7 +12,7 @@ import pytest
 import real_data
 
 from onnxcomp import evaluate, pipeline
-from onnxcomp.errors import DataError, OutputError, UsageError
+from onnxcomp.errors import DataError, OutputError, ProviderError, UsageError
 from onnxcomp.recipe import Recipe
 from onnxcomp.shrink import shrink
 from onnxcomp.shrink.candidates import Candidate
@@ -119,11 +119,33 @@ def test_bad_requests_leave_no_folder(snips, tmp_path):
     with pytest.raises(UsageError, match="must be positive"):
         shrink(model, data, tmp_path / "out", max_drop=0.01, time_budget=0)
     assert not (tmp_path / "out").exists()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="unknown pass 'quantise-static'"):
+        shrink(model, data, tmp_path / "out", max_drop=0.05, passes=["quantise-static"])
+    with pytest.raises(ProviderError):
+        shrink(model, data, tmp_path / "out", max_drop=0.05, provider="cuda")
+    with pytest.raises(DataError, match=r"not enough samples|a run holds"):
+        shrink(model, data, tmp_path / "out", max_drop=0.05, batch=5000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_loses_nothing_but_an_earlier_search(snips, tmp_path):
+    model, data = snips
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="something else"):
-        shrink(model, data, tmp_path / "mine", force=True, max_drop=0.05)
-    assert (tmp_path / "mine/thesis.txt").exists()
+        shrink(model, data, mine, force=True, max_drop=0.05)
+    (mine / "shrink.json").write_text("{}")
+    (mine / "study").mkdir()
+    shutil.copy(model, mine / "best.onnx")
+    for option in ("force", "resume"):
+        with pytest.raises(UsageError, match="lies in the folder of the result"):
+            shrink(mine / "best.onnx", data, mine, max_drop=0.05, **{option: True})
+    assert (mine / "best.onnx").read_bytes() == model.read_bytes()
+    with pytest.raises(DataError, match="cannot show a drop"):  # begun anew, and no further
+        shrink(model, data, mine, force=True, max_drop=0.001)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert not (mine / "best.onnx").exists()
 
 
 def test_the_ledger_keeps_what_is_known_and_is_about_one_thing(tmp_path):
